@@ -1,0 +1,27 @@
+"""tensorflow-datasets builders of this project.
+
+| name | module | where the data comes from |
+|---|---|---|
+| `optical_digits` | `optical_digits.py` | shipped inside the package: 1,797 digits, 8x8, 10 classes |
+| `mini_imagenet` | `mini_imagenet.py` | `manual_dir`: 60,000 photographs, 84x84, 100 classes |
+
+Importing this package imports neither TensorFlow nor tensorflow-datasets; `register` does.
+"""
+
+import importlib
+
+__all__ = ["register"]
+
+_BUILDER_MODULES = ("mini_imagenet", "optical_digits")
+
+
+def register() -> None:
+    """Makes this project's data sets known to `tfds.builder` and `tfds.load`. Calling it again does nothing.
+
+    >>> import tensorflow_datasets as tfds
+    >>> register()
+    >>> tfds.builder("optical_digits").info.features["image"].shape
+    (8, 8, 1)
+    """
+    for module in _BUILDER_MODULES:
+        importlib.import_module(f"{__name__}.{module}")

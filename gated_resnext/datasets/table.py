@@ -1,0 +1,50 @@
+"""The image data sets that the zoo's networks are trained on.
+
+Plain Python: nothing here needs Keras or TensorFlow.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class DatasetInfo(NamedTuple):
+    """What a network must know of a data set before its images are there.
+
+    `name` is the one tensorflow-datasets knows; `input_shape` is the network's, (height, width, channels).
+    """
+
+    name: str
+    classes: int
+    input_shape: tuple[int, int, int]
+    recipe: str
+    test_split: str = "test"
+    streamed: bool = False
+    how: str = "tensorflow-datasets downloads it by itself where there is a network"
+
+
+DATASETS = {
+    info.name: info
+    for info in (
+        DatasetInfo("optical_digits", 10, (8, 8, 1), "digits", how="it is embedded in this package"),
+        DatasetInfo("fashion_mnist", 10, (28, 28, 1), "cifar"),
+        DatasetInfo("cifar10", 10, (32, 32, 3), "cifar"),
+        DatasetInfo("cifar100", 100, (32, 32, 3), "cifar"),
+        DatasetInfo(
+            "mini_imagenet",
+            100,
+            (64, 64, 3),
+            "mini_imagenet",
+            how="put mini_imagenet_train.tar.gz and mini_imagenet_val.tar.gz into DATA_DIR/downloads/manual",
+        ),
+        DatasetInfo(
+            "imagenet2012",
+            1000,
+            (224, 224, 3),
+            "imagenet",
+            test_split="validation",
+            streamed=True,
+            how="put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into DATA_DIR/downloads/manual",
+        ),
+    )
+}

@@ -1,0 +1,38 @@
+"""What a user can cause, told in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: the message says what was expected, what arrived and what to do."""
+
+
+def run(main: Callable[[list[str]], Any]) -> None:
+    """Runs a command's `main` under absl; a user's mistake becomes one line on stderr and exit status 1."""
+    from absl import app, logging
+
+    def guarded(argv: list[str]) -> int:
+        if len(argv) > 1:
+            return _fail(f"unexpected argument {argv[1]!r}: options are written --name=value; see --help")
+        try:
+            main(argv)
+        except UserError as error:
+            return _fail(str(error))
+        except OSError as error:  # a full disk, a folder without permission
+            return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+        except KeyboardInterrupt:
+            return _fail("interrupted")
+        return 0
+
+    logging.set_verbosity(logging.WARNING)
+    app.run(guarded)
+
+
+def _fail(message: str) -> int:
+    sys.stdout.flush()
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return 1

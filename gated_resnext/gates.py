@@ -1,0 +1,133 @@
+"""Gates: draw K of C, pick the top K, project after an update, pass the gradient straight through.
+
+Pure functions of tensors, on any Keras backend. A gate matrix has the shape (C, C); row j holds the inputs of block j.
+`real_gates` lie in [0, 1], `binary_gates` in {0, 1}.
+
+Reference:
+    Section 2.2 and Algorithm 1 of the paper; docs/deviations.md, rows 9 to 13.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keras import backend, ops, random
+
+Tensor = Any
+
+# Far below any gate that an update leaves standing, and large enough that log(ZERO) plus the largest Gumbel noise that
+# float32 can give (16.6) stays under the log of a gate of 1e-10: a zero gate is drawn only when nothing else is left.
+ZERO = 1e-20
+_TINY = 1.2e-38
+
+
+def project(real_gates: Tensor) -> Tensor:
+    """Clips gates to [0, 1] and scales every row to sum 1; a row of zeros becomes uniform.
+
+    Args:
+        real_gates: (..., C).
+
+    Returns:
+        Tensor of the same shape.
+
+    Example:
+
+    >>> project([[0.5, -1.0, 0.5, 2.0], [-1.0, -2.0, 0.0, -3.0]]).numpy().tolist()
+    [[0.25, 0.0, 0.25, 0.5], [0.25, 0.25, 0.25, 0.25]]
+    """
+    gates = ops.clip(ops.convert_to_tensor(real_gates), 0.0, 1.0)
+    total = ops.sum(gates, axis=-1, keepdims=True)
+    positive = total > 0
+    return ops.where(positive, gates / ops.where(positive, total, ops.ones_like(total)), 1.0 / gates.shape[-1])
+
+
+def top_k(scores: Tensor, fan_in: int) -> Tensor:
+    """Binary gates of the K largest scores of every row, the lower index first among equals.
+
+    Example:
+
+    >>> top_k([[0.1, 0.6, 0.3]], 2).numpy().tolist()
+    [[0.0, 1.0, 1.0]]
+    """
+    scores = ops.convert_to_tensor(scores)
+    _, indices = ops.top_k(scores, fan_in)
+    return ops.sum(ops.one_hot(indices, scores.shape[-1], dtype=scores.dtype), axis=-2)
+
+
+class _Counter(random.SeedGenerator):
+    """A seed generator without a state of its own: its seed is (seed, step), and drawing does not advance it."""
+
+    def __init__(self, seed: int, step: Tensor) -> None:
+        self.pair = ops.stack([ops.cast(seed, "int32"), ops.cast(step, "int32")])
+
+    def next(self, ordered: bool = True) -> Tensor:
+        return ops.cast(self.pair, "uint32") if backend.backend() == "jax" else self.pair
+
+
+def draw(real_gates: Tensor, fan_in: int, *, seed: int, step: Tensor) -> Tensor:
+    r"""Draws K different inputs for every block: g_j ~ K of Mult(real_gates_j) without replacement.
+
+    Adding independent Gumbel noise to log g and taking the K largest is the same distribution as K multinomial draws
+    in turn, each over what is left: P(a_1, ..., a_K) = \prod_i g_{a_i} / (1 - \sum_{l<i} g_{a_l}).
+
+    Args:
+        real_gates: (C, C), rows that sum to 1.
+        fan_in: K.
+        seed: under 2 ** 31.
+        step: int32 scalar; the draw is a function of (seed, step) and of nothing else.
+
+    Returns:
+        Binary gates of the same shape, K ones in every row.
+
+    Reference:
+        Algorithm 1, step 1, of the paper; for the equivalence, Kool et al., "Stochastic Beams and Where to Find Them",
+        section 2.3.
+    """
+    real_gates = ops.convert_to_tensor(real_gates)
+    uniform = random.uniform(real_gates.shape, minval=_TINY, maxval=1.0, dtype=real_gates.dtype, seed=_Counter(seed, step))
+    return top_k(ops.log(real_gates + ZERO) - ops.log(-ops.log(uniform)), fan_in)
+
+
+@ops.custom_gradient
+def _straight_through(real_gates: Tensor, binary_gates: Tensor) -> tuple[Tensor, Any]:
+    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        gradient = args[0] if upstream is None else upstream
+        return gradient, ops.zeros_like(gradient)
+
+    return ops.copy(binary_gates), grad
+
+
+def straight_through(real_gates: Tensor, binary_gates: Tensor) -> Tensor:
+    """Returns the binary gates; the gradient with respect to them goes unchanged to the real gates.
+
+    Args:
+        real_gates: (C, C), what is learned.
+        binary_gates: (C, C), what is used.
+
+    Reference:
+        Algorithm 1, step 3.
+    """
+    return _straight_through(ops.convert_to_tensor(real_gates), ops.stop_gradient(ops.convert_to_tensor(binary_gates)))
+
+
+def aggregate(gates: Tensor, y: Tensor) -> Tensor:
+    """Weighted sums of branches, x_j = sum_k g_jk y_k (Eq. 2), as one matrix product.
+
+    Differentiated, it gives dL/dg_jk = <dL/dx_j, y_k> for every k, also those with a gate of zero.
+
+    Args:
+        gates: (J, C).
+        y: (C, batch, height, width, channels).
+
+    Returns:
+        (J, batch, height, width, channels).
+    """
+    shape = ops.shape(y)
+    flat = ops.matmul(ops.cast(gates, y.dtype), ops.reshape(y, (shape[0], -1)))
+    return ops.reshape(flat, (gates.shape[0], *shape[1:]))
+
+
+def entropy(real_gates: Tensor) -> Tensor:
+    """Mean entropy of the rows in nats: log C where the gates are uniform, 0 where they are decided."""
+    real_gates = ops.convert_to_tensor(real_gates)
+    return ops.mean(-ops.sum(real_gates * ops.log(real_gates + ZERO), axis=-1))

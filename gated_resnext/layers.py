@@ -1,0 +1,448 @@
+"""Keras layers of a GateConnect network, on any backend.
+
+Activations between modules are branch-first, (C, batch, height, width, channels): the gated sum is then one matrix
+product, and the 1x1 convolutions of all blocks are one batched product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from gated_resnext import gates
+
+Tensor = Any
+EPSILON = 1e-5
+MOMENTUM = 0.9
+
+
+def _seeds(seed: int, count: int) -> list[int]:
+    """Independent integer seeds derived from one."""
+    return [int(value) for value in np.random.SeedSequence(seed).generate_state(count) >> 1]
+
+
+def _he_normal(fan_out: int, seed: int) -> keras.initializers.Initializer:
+    """He et al.'s initialisation by outputs, for stacked kernels whose shape hides their fan."""
+    return keras.initializers.RandomNormal(stddev=float(np.sqrt(2.0 / fan_out)), seed=seed)
+
+
+@keras.saving.register_keras_serializable("gated_resnext")
+class Standardize(keras.layers.Layer):
+    """Raw uint8 pixels to floats: subtracts the training images' per-pixel mean and divides by 255.
+
+    Call arguments:
+        images: (batch, height, width, channels), 0 to 255, any dtype.
+
+    Returns:
+        Tensor of the same shape in the compute dtype.
+
+    Reference:
+        Appendix E.1 of the paper.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(autocast=False, **kwargs)
+
+    def build(self, shape: Sequence[int | None]) -> None:
+        self.mean_image = self.add_weight(
+            name="mean_image", shape=shape[1:], initializer="zeros", trainable=False, autocast=False
+        )
+
+    def call(self, images: Tensor) -> Tensor:
+        centered = (ops.cast(images, "float32") - self.mean_image) * (1.0 / 255.0)
+        return ops.cast(centered, self.compute_dtype)
+
+    def compute_output_spec(self, images: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(images.shape, dtype=self.compute_dtype)
+
+
+@keras.saving.register_keras_serializable("gated_resnext")
+class GatedAggregation(keras.layers.Layer):
+    r"""What each block of a module reads: x_j = ReLU((1/K) \sum_k g_jk y_k).
+
+    With `sources` the wiring is fixed. Without, the layer learns `real_gates`, a weight of shape (C, C): in training it
+    draws K binary gates a row, once a call, a function of (seed, number of the call); otherwise it takes the top K.
+
+    Args:
+        fan_in: K.
+        aggregation: "mean" as above, or "sum" without the 1/K.
+        gates: "binary", or "real" to weigh by the real gates themselves.
+        sources: for each block, the blocks before that feed it; None to learn them.
+        seed: of the draws; None for a random one.
+
+    Call arguments:
+        y: (C, batch, height, width, channels), what the blocks before wrote.
+        training: whether to draw.
+
+    Returns:
+        (J, batch, height, width, channels), the input of each of the J blocks.
+
+    Example:
+
+    >>> GatedAggregation(fan_in=2)(np.ones((4, 1, 8, 8, 16))).shape
+    TensorShape([4, 1, 8, 8, 16])
+
+    Reference:
+        Eq. 2 and Algorithm 1 of the paper; docs/deviations.md, rows 1, 2 and 9 to 13.
+    """
+
+    def __init__(
+        self,
+        fan_in: int,
+        aggregation: str = "mean",
+        gates: str = "binary",
+        sources: Sequence[Sequence[int]] | None = None,
+        *,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.fan_in = fan_in
+        self.aggregation = aggregation
+        self.gates = gates
+        self.sources = None if sources is None else tuple(tuple(map(int, block)) for block in sources)
+        self.seed = keras.random.SeedGenerator().get_config()["seed"] if seed is None else int(seed)
+
+    def build(self, shape: Sequence[int | None]) -> None:
+        branches = shape[0]
+        if self.sources is not None:
+            self.fixed_gates = np.zeros((len(self.sources), branches), np.float32)
+            for block, inputs in enumerate(self.sources):
+                self.fixed_gates[block, list(inputs)] = 1.0 / len(inputs) if self.aggregation == "mean" else 1.0
+            return
+        if not 1 <= self.fan_in <= branches:
+            raise ValueError(f"fan_in must be between 1 and the {branches} branches. Received: fan_in={self.fan_in}")
+        self.real_gates = self.add_weight(
+            name="real_gates",
+            shape=(branches, branches),
+            initializer=keras.initializers.Constant(1.0 / branches),
+            constraint=gates.project,
+            dtype="float32",
+            autocast=False,
+        )
+        # A counter of our own, not a SeedGenerator: all replicas of a step must read the same value and count it once.
+        self.step = self.add_weight(
+            name="step",
+            shape=(),
+            initializer="zeros",
+            dtype="int32",
+            trainable=False,
+            aggregation="only_first_replica",
+        )
+
+    def _gates(self, training: bool | None) -> Tensor:
+        """(J, C) weights of the sum, from the real gates."""
+        real = ops.convert_to_tensor(self.real_gates)
+        if self.gates == "real":
+            return gates.project(real)
+        if training:
+            step = ops.convert_to_tensor(self.step)
+            binary = gates.draw(real, self.fan_in, seed=self.seed, step=step)
+            self.step.assign(step + 1)
+        else:
+            binary = gates.top_k(real, self.fan_in)
+        binary = gates.straight_through(real, binary)
+        return binary * (1.0 / self.fan_in) if self.aggregation == "mean" else binary
+
+    def call(self, y: Tensor, training: bool | None = None) -> Tensor:
+        weights = self._gates(training) if self.sources is None else self.fixed_gates
+        return ops.relu(gates.aggregate(ops.convert_to_tensor(weights), y))
+
+    def compute_output_spec(self, y: Any, training: bool | None = None) -> keras.KerasTensor:
+        blocks = y.shape[0] if self.sources is None else len(self.sources)
+        return keras.KerasTensor((blocks, *y.shape[1:]), dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "fan_in": self.fan_in,
+            "aggregation": self.aggregation,
+            "gates": self.gates,
+            "sources": self.sources,
+            "seed": self.seed,
+        }
+
+
+class BranchNorm(keras.layers.Layer):
+    """Batch norm of J branches, given as a scale and a shift, (J, channels) each, that the caller folds into its kernels.
+
+    The variables and the arithmetic are float32 under every precision.
+    """
+
+    def build(self, shape: Sequence[int]) -> None:
+        options: dict[str, Any] = {"shape": tuple(shape), "dtype": "float32", "autocast": False}
+        self.gamma = self.add_weight(name="gamma", initializer="ones", **options)
+        self.beta = self.add_weight(name="beta", initializer="zeros", **options)
+        options |= {"trainable": False, "aggregation": "mean"}
+        self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **options)
+        self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **options)
+
+    def affine(self, moments: Callable[[], tuple[Tensor, Tensor]], training: bool | None = None) -> tuple[Tensor, Tensor]:
+        """Scale and shift with norm(v) = scale * v + shift.
+
+        `moments` returns the batch's mean and variance, (J, channels) each; it is called in training only.
+        """
+        if training:
+            mean, variance = moments()
+            for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+                moving.assign(moving * MOMENTUM + ops.stop_gradient(value) * (1.0 - MOMENTUM))
+        else:
+            mean, variance = ops.convert_to_tensor(self.moving_mean), ops.convert_to_tensor(self.moving_variance)
+        scale = self.gamma * ops.rsqrt(variance + EPSILON)
+        return scale, self.beta - mean * scale
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance over the rows of x, (J, rows, channels): two tensors (J, channels), float32."""
+    return ops.moments(ops.cast(x, "float32"), axes=1)
+
+
+def moments_after(x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """Moments of x @ kernel without computing it: W'E(x) and diag(W'Cov(x)W).
+
+    Where the product is wider than x, this saves a pass over the wide tensor for the statistics and another for the
+    normalisation, whose scale then goes into the kernel.
+
+    Args:
+        x: (J, rows, in_channels).
+        kernel: (J, in_channels, out_channels).
+
+    Returns:
+        Mean and variance, (J, out_channels) each, float32.
+    """
+    x, kernel = ops.cast(x, "float32"), ops.cast(kernel, "float32")
+    mean = ops.mean(x, axis=1, keepdims=True)
+    centered = x - mean
+    rows = ops.cast(ops.shape(x)[1], "float32")
+    covariance = ops.matmul(ops.transpose(centered, (0, 2, 1)), centered) / rows
+    return ops.matmul(mean, kernel)[:, 0], ops.sum(kernel * ops.matmul(covariance, kernel), axis=1)
+
+
+class BranchPointwise(keras.layers.Layer):
+    """A 1x1 convolution without bias and its batch norm, in each of J branches.
+
+    Args:
+        branches: J.
+        filters: output channels.
+        merge: "none" keeps the branches apart; "sum" adds their outputs in one product.
+        seed: of the initial kernel.
+
+    Call arguments:
+        x: (J, rows, in_channels), or (rows, in_channels) where all branches read the same.
+
+    Returns:
+        (J, rows, filters), or (rows, filters) after a sum.
+    """
+
+    def __init__(self, branches: int, filters: int, merge: str = "none", *, seed: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.branches, self.filters, self.merge, self.seed = branches, filters, merge, seed
+        self.norm = BranchNorm(name="norm", dtype=self.dtype_policy)
+
+    def build(self, shape: Sequence[int | None]) -> None:
+        self.in_channels = int(shape[-1])
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(self.branches, self.in_channels, self.filters),
+            initializer=_he_normal(self.filters, self.seed),
+        )
+        self.norm.build((self.branches, self.filters))
+
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        kernel = ops.convert_to_tensor(self.kernel)
+        if len(x.shape) == 2:  # (rows, in) @ (in, J * filters) -> (J, rows, filters)
+            flat = ops.reshape(ops.transpose(kernel, (1, 0, 2)), (self.in_channels, -1))
+            wide = ops.reshape(ops.matmul(x, flat), (-1, self.branches, self.filters))
+            return self._normalized(ops.transpose(wide, (1, 0, 2)), training)
+        if self.in_channels >= self.filters:
+            return self._normalized(ops.matmul(x, kernel), training)
+        scale, shift = self.norm.affine(lambda: moments_after(x, kernel), training)
+        # The shift enters as the weights of a column of ones: one narrow copy, and no further pass over the wide result.
+        kernel = ops.concatenate([kernel * ops.cast(scale, kernel.dtype)[:, None], ops.cast(shift, kernel.dtype)[:, None]], 1)
+        x = ops.pad(x, ((0, 0), (0, 0), (0, 1)), constant_values=1)
+        if self.merge == "sum":
+            columns = self.branches * (self.in_channels + 1)
+            x = ops.reshape(ops.transpose(x, (1, 0, 2)), (-1, columns))
+            return ops.matmul(x, ops.reshape(kernel, (columns, self.filters)))
+        return ops.matmul(x, kernel)
+
+    def _normalized(self, y: Tensor, training: bool | None) -> Tensor:
+        scale, shift = self.norm.affine(lambda: moments(y), training)
+        y = y * ops.cast(scale, y.dtype)[:, None] + ops.cast(shift, y.dtype)[:, None]
+        return ops.sum(y, axis=0) if self.merge == "sum" else y
+
+
+class BranchConv3x3(keras.layers.Layer):
+    """A 3x3 convolution without bias, padded by 1 on every side, and its batch norm, in each of J branches.
+
+    Call arguments:
+        x: (J, batch, height, width, channels).
+
+    Returns:
+        (J, batch, height / stride, width / stride, filters).
+    """
+
+    def __init__(self, branches: int, filters: int, stride: int, *, seed: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.branches, self.filters, self.stride, self.seed = branches, filters, stride, seed
+        self.norm = BranchNorm(name="norm", dtype=self.dtype_policy)
+
+    def build(self, shape: Sequence[int | None]) -> None:
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(self.branches, 3, 3, shape[-1], self.filters),
+            initializer=_he_normal(9 * self.filters, self.seed),
+        )
+        self.norm.build((self.branches, self.filters))
+
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        kernels = ops.unstack(ops.convert_to_tensor(self.kernel), self.branches)
+        padding = "same"
+        if self.stride != 1:  # "same" pads only right and bottom here (docs/deviations.md, row 7b)
+            x, padding = ops.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))), "valid"
+        # C plain convolutions: on 2 CPU cores faster in training than one grouped one, which needs the channels last.
+        y = ops.stack(
+            [
+                ops.conv(branch, kernel, self.stride, padding, data_format="channels_last")
+                for branch, kernel in zip(ops.unstack(x, self.branches), kernels, strict=True)
+            ]
+        )
+        scale, shift = self.norm.affine(lambda: moments(ops.reshape(y, (self.branches, -1, self.filters))), training)
+        return y * _per_branch(scale, y.dtype) + _per_branch(shift, y.dtype)
+
+
+def _per_branch(values: Tensor, dtype: str) -> Tensor:
+    """(J, channels) shaped to broadcast over (J, batch, height, width, channels)."""
+    return ops.cast(values, dtype)[:, None, None, None]
+
+
+def _every_second(x: Tensor) -> Tensor:
+    """x[:, ::2, ::2] by reshaping: its gradient writes whole rows, several times faster on a CPU than a strided one's."""
+    height, width, channels = x.shape[1:]
+    if height % 2 or width % 2:
+        x = ops.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    x = ops.reshape(x, (-1, 2, columns, 2 * channels))[:, 0, :, :channels]
+    return ops.reshape(x, (-1, rows, columns, channels))
+
+
+@keras.saving.register_keras_serializable("gated_resnext")
+class MultiBranchModule(keras.layers.Layer):
+    r"""J residual blocks side by side: y_j = x_j + F(x_j; theta_j), F a bottleneck of 1x1, 3x3 and 1x1 convolutions.
+
+    Batch norm follows each convolution, a ReLU the first two. Where channels or size change, the shortcut is a 1x1
+    convolution with batch norm that all blocks of the module share.
+
+    Args:
+        blocks: J.
+        width: channels of the bottleneck.
+        filters: output channels.
+        stride: of the 3x3 convolution and the shortcut, 1 or 2.
+        merge: "none" keeps the blocks apart; "sum" returns y = x + \sum_j F(x; theta_j) for one shared x (Eq. 1).
+        seed: of the initial weights; None for a random one.
+
+    Call arguments:
+        x: (J, batch, height, width, channels), or (batch, height, width, channels) where all blocks read the same.
+        training: whether batch norm uses the batch's statistics.
+
+    Returns:
+        (J, batch, height / stride, width / stride, filters), without the J after a sum.
+
+    Example:
+
+    >>> MultiBranchModule(blocks=4, width=2, filters=16)(np.ones((1, 8, 8, 3))).shape
+    TensorShape([4, 1, 8, 8, 16])
+
+    Reference:
+        Section 2.1 and Figure 1 of the paper; docs/deviations.md, rows 2, 3, 5, 6, 7 and 7b.
+    """
+
+    def __init__(
+        self,
+        blocks: int,
+        width: int,
+        filters: int,
+        stride: int = 1,
+        merge: str = "none",
+        *,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if stride not in (1, 2):
+            raise ValueError(f"stride must be 1 or 2. Received: stride={stride}")
+        self.blocks, self.width, self.filters, self.stride, self.merge = blocks, width, filters, stride, merge
+        self.seed = keras.random.SeedGenerator().get_config()["seed"] if seed is None else int(seed)
+        seeds, policy = _seeds(self.seed, 4), self.dtype_policy
+        self.reduce = BranchPointwise(blocks, width, seed=seeds[0], name="reduce", dtype=policy)
+        self.conv = BranchConv3x3(blocks, width, stride, seed=seeds[1], name="conv", dtype=policy)
+        self.expand = BranchPointwise(blocks, filters, merge, seed=seeds[2], name="expand", dtype=policy)
+        self.project = BranchPointwise(1, filters, seed=seeds[3], name="project", dtype=policy)
+
+    def build(self, shape: Sequence[int | None]) -> None:
+        self.reduce.build(shape)
+        self.conv.build((None, self.width))
+        self.expand.build((None, self.width))
+        self.projects = self.stride != 1 or shape[-1] != self.filters
+        if self.projects:
+            self.project.build(shape)
+
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        shape = ops.shape(x)
+        shared, (batch, height, width, channels) = len(shape) == 4, shape[-4:]
+        lead = () if shared else (self.blocks,)
+
+        h = self.reduce(ops.reshape(x, (*lead, -1, channels)), training=training)
+        h = ops.relu(ops.reshape(h, (self.blocks, batch, height, width, self.width)))
+        h = ops.relu(self.conv(h, training=training))
+        out = (batch, *h.shape[2:4], self.filters)
+        f = self.expand(ops.reshape(h, (self.blocks, -1, self.width)), training=training)
+
+        if self.stride != 1:
+            x = _every_second(ops.reshape(x, (-1, height, width, channels)))
+        if self.projects:
+            x = self.project(ops.reshape(x, (1, -1, channels)), training=training)
+        f = ops.reshape(f, out if self.merge == "sum" else (self.blocks, *out))
+        return ops.reshape(x, (*lead, *out)) + f
+
+    def compute_output_spec(self, x: Any, training: bool | None = None) -> keras.KerasTensor:
+        batch, height, width = x.shape[-4:-1]
+        size = ((height - 1) // self.stride + 1, (width - 1) // self.stride + 1)
+        lead = () if self.merge == "sum" else (self.blocks,)
+        return keras.KerasTensor((*lead, batch, *size, self.filters), dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        fields = ("blocks", "width", "filters", "stride", "merge", "seed")
+        return {**super().get_config(), **{field: getattr(self, field) for field in fields}}
+
+
+@keras.saving.register_keras_serializable("gated_resnext")
+class BranchMean(keras.layers.Layer):
+    """ReLU of the mean (or sum) over the branches: what the head reads.
+
+    Call arguments:
+        y: (C, batch, height, width, channels).
+
+    Returns:
+        (batch, height, width, channels).
+
+    Reference:
+        docs/deviations.md, row 4.
+    """
+
+    def __init__(self, aggregation: str = "mean", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.aggregation = aggregation
+
+    def call(self, y: Tensor) -> Tensor:
+        return ops.relu(ops.mean(y, axis=0) if self.aggregation == "mean" else ops.sum(y, axis=0))
+
+    def compute_output_spec(self, y: Any) -> keras.KerasTensor:
+        return keras.KerasTensor(y.shape[1:], dtype=self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "aggregation": self.aggregation}

@@ -1,0 +1,190 @@
+"""GatedResNeXt: the network of an architecture, with a wiring that is learned, fixed or pruned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from gated_resnext.architecture import Architecture
+from gated_resnext.connectivity import Connectivity
+from gated_resnext.layers import BranchMean, GatedAggregation, MultiBranchModule, Standardize
+
+
+@keras.saving.register_keras_serializable("gated_resnext")
+class GatedResNeXt(keras.Model):
+    """A multi-branch residual network from raw uint8 pixels to class probabilities.
+
+    Args:
+        architecture: its shape.
+        connectivity: None learns the wiring (or there is none to learn, for aggregation="shared"); a `Connectivity`
+            fixes it, and may have any number of blocks in each module, as after pruning.
+        classifier_activation: "softmax", or None for logits.
+        seed: of the initial weights and of the draws; None for a random one.
+
+    Call arguments:
+        images: (batch, height, width, channels), 0 to 255.
+
+    Returns:
+        (batch, classes).
+
+    Raises:
+        ValueError: if the wiring does not have one entry a module.
+
+    Example:
+
+    >>> GatedResNeXt(Architecture(depth=11, width=4, cardinality=4, fan_in=1)).output_shape
+    (None, 10)
+
+    Reference:
+        "Connectivity Learning in Multi-Branch Networks", section 2.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture | dict[str, Any],
+        connectivity: Connectivity | dict[str, Any] | None = None,
+        classifier_activation: str | None = "softmax",
+        *,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if isinstance(architecture, dict):
+            architecture = Architecture.from_dict(architecture)
+        if isinstance(connectivity, dict):
+            connectivity = Connectivity.from_dict(connectivity)
+        kwargs.setdefault("name", "gated_resnext")
+        _check(architecture, connectivity)
+        seed = int(np.random.default_rng(seed).integers(2**31)) if seed is None else int(seed)
+        seeds = iter(int(s) >> 1 for s in np.random.SeedSequence(seed).generate_state(2 * architecture.modules + 2))
+        blocks = connectivity.blocks if connectivity else (architecture.cardinality,) * architecture.modules
+        shared = architecture.aggregation == "shared"
+
+        images = keras.Input(architecture.input_shape, name="images", dtype="uint8")
+        x = _stem(Standardize(name="standardize")(images), architecture, seed=next(seeds))
+        for module, plan in enumerate(architecture.plan()):
+            seed_of_gates, seed_of_module = next(seeds), next(seeds)
+            if module and not shared:
+                x = GatedAggregation(
+                    architecture.fan_in,
+                    architecture.aggregation,
+                    architecture.gates,
+                    connectivity.sources[module - 1] if connectivity else None,
+                    seed=seed_of_gates,
+                    name=f"{plan.name}_gate",
+                )(x)
+            elif module:
+                x = keras.layers.ReLU(name=f"{plan.name}_relu")(x)
+            x = MultiBranchModule(
+                blocks[module],
+                plan.width,
+                plan.filters,
+                plan.stride,
+                "sum" if shared else "none",
+                seed=seed_of_module,
+                name=plan.name,
+            )(x)
+        x = keras.layers.ReLU(name="relu")(x) if shared else BranchMean(architecture.aggregation, name="mean")(x)
+        x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+        x = keras.layers.Dense(
+            architecture.classes,
+            kernel_initializer=keras.initializers.GlorotUniform(seed=next(seeds)),
+            name="classifier",
+            dtype="float32",
+        )(x)
+        if classifier_activation is not None:
+            x = keras.layers.Activation(classifier_activation, name="probabilities", dtype="float32")(x)
+        super().__init__(inputs=images, outputs=x, **kwargs)
+        self.architecture = architecture
+        self.connectivity = connectivity
+        self.classifier_activation = classifier_activation
+        self.seed = seed
+
+    @property
+    def gates(self) -> list[GatedAggregation]:
+        """The gates of modules 2 to M, in order."""
+        return [layer for layer in self.layers if isinstance(layer, GatedAggregation)]
+
+    def real_gates(self) -> list[np.ndarray]:
+        """The learned gates, one (C, C) matrix for each of the modules 2 to M; empty where the wiring is fixed."""
+        return [keras.ops.convert_to_numpy(gate.real_gates) for gate in self.gates if gate.sources is None]
+
+    def wiring(self) -> Connectivity:
+        """The wiring the network evaluates with: the top K of the gates where they are learned."""
+        arch = self.architecture
+        if self.connectivity is not None:
+            return self.connectivity
+        if arch.aggregation == "shared" or arch.gates == "real":
+            return Connectivity.full(arch.modules, arch.cardinality)
+        return Connectivity.top_k(self.real_gates(), arch.fan_in, first=arch.cardinality)
+
+    def weights_by_name(self) -> dict[str, np.ndarray]:
+        """Every weight and state by its name, such as "stage1_module1/reduce/kernel"."""
+        return {variable.path: keras.ops.convert_to_numpy(variable) for variable in self.variables}
+
+    def assign_by_name(self, values: dict[str, np.ndarray], *, partial: bool = False) -> None:
+        """Sets the variables from what `weights_by_name` gave, cast to their own dtype.
+
+        Args:
+            values: arrays by name.
+            partial: whether variables without a value keep theirs.
+
+        Raises:
+            ValueError: if a name or a shape is not this network's; then nothing was assigned.
+        """
+        variables = {variable.path: variable for variable in self.variables}
+        missing = [] if partial else sorted(set(variables) - set(values))
+        unknown = sorted(set(values) - set(variables))
+        if missing or unknown:
+            raise ValueError(f"the weights are of another network: {missing[:3]} missing, {unknown[:3]} unknown")
+        for name, value in values.items():
+            if tuple(value.shape) != tuple(variables[name].shape):
+                raise ValueError(f"{name} has the shape {tuple(variables[name].shape)}. Received: {value.shape}")
+        for name, value in values.items():
+            variables[name].assign(value)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "architecture": self.architecture.to_dict(),
+            "connectivity": self.connectivity and self.connectivity.to_dict(),
+            "classifier_activation": self.classifier_activation,
+            "seed": self.seed,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> GatedResNeXt:
+        return cls(**config)
+
+
+def _check(architecture: Architecture, connectivity: Connectivity | None) -> None:
+    if connectivity is None:
+        return
+    if not architecture.learnable and architecture.modules > 1:
+        raise ValueError("aggregation='shared' is wired fully; it takes no connectivity")
+    if len(connectivity.blocks) != architecture.modules:
+        raise ValueError(
+            f"the architecture has {architecture.modules} modules. Received: a wiring of {len(connectivity.blocks)}"
+        )
+
+
+def _stem(x: Any, architecture: Architecture, *, seed: int) -> Any:
+    """The first convolution, with batch norm, ReLU and, for larger images, pooling; padded on every side."""
+    large = architecture.stem == "conv7_pool"
+    size, stride = (7, 2) if large else (3, 1)
+    x = keras.layers.ZeroPadding2D(size // 2, name="stem_pad")(x)
+    x = keras.layers.Conv2D(
+        architecture.stem_filters,
+        size,
+        stride,
+        use_bias=False,
+        kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal", seed=seed),
+        name="stem_conv",
+    )(x)
+    x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name="stem_norm")(x)
+    x = keras.layers.ReLU(name="stem_relu")(x)
+    if architecture.stem != "conv3":
+        x = keras.layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
+        x = keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
+    return x

@@ -1,0 +1,57 @@
+"""The paper's optimizer: SGD with momentum and L2 for the weights, plain SGD for the gates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("gated_resnext")
+class GateConnectSGD(keras.optimizers.SGD):
+    r"""One optimizer, three kinds of variables, told apart by the last word of their name.
+
+    `kernel`: v <- momentum * v - rate * (gradient + weight_decay * w); w <- w + v, the L2 coupled as in the paper.
+    `real_gates`: g <- g - gate_rate * gradient; the gate's own constraint then clips and normalises it.
+    All others (gamma, beta, bias): as the kernels, without L2.
+
+    Args:
+        learning_rate: of the weights.
+        gate_learning_rate: of the gates.
+        l2: weight decay of the kernels. (Keras' own `weight_decay` is decoupled, so it stays unused.)
+        momentum: of the weights.
+
+    Reference:
+        Algorithm 1, step 3, and Appendix E of the paper; docs/deviations.md, rows 11 and 16.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float = 0.1,
+        gate_learning_rate: float = 0.2,
+        l2: float = 5e-4,
+        momentum: float = 0.9,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("name", "sgd")
+        super().__init__(learning_rate, momentum, **kwargs)
+        self.gate_learning_rate = gate_learning_rate
+        self.l2 = l2
+
+    def build(self, variables: list[keras.Variable]) -> None:
+        # Under tf.distribute `update_step` sees variables without a path, but in the order given here.
+        self._kinds = [variable.path.rsplit("/", 1)[-1] for variable in variables]
+        super().build(variables)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        kind = self._kinds[self._get_variable_index(variable)]
+        if kind == "real_gates":
+            self.assign_sub(variable, gradient * ops.cast(self.gate_learning_rate, gradient.dtype))
+            return
+        if kind == "kernel" and self.l2:
+            gradient = gradient + ops.cast(self.l2, gradient.dtype) * variable
+        super().update_step(gradient, variable, learning_rate)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "gate_learning_rate": self.gate_learning_rate, "l2": self.l2}

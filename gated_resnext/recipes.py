@@ -1,0 +1,162 @@
+"""How a network is trained: the paper's schedules as data.
+
+Plain Python: nothing here needs Keras or TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """One phase: epochs at constant rates. A gate rate of 0 means that the wiring is fixed."""
+
+    epochs: float
+    learning_rate: float
+    gate_learning_rate: float = 0.0
+
+
+class Steps(NamedTuple):
+    """A phase in steps: `epochs` rounds of `steps` each, a round being about one pass over the training images."""
+
+    epochs: int
+    steps: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A training schedule.
+
+    Args:
+        name: what `--recipe` calls it.
+        phases: in order; where the gate rate becomes 0, the top-K wiring is frozen.
+        batch_size: global, over all replicas.
+        weight_decay: coupled L2 on the kernels (docs/deviations.md, row 16).
+        momentum: of the weights; the gates have none.
+        crop: "pad" takes a random crop out of the image padded by `pad` pixels; "resized" the random area and aspect
+            ratio of Szegedy et al.'s "Going deeper with convolutions".
+        pad: pixels on every side, for crop="pad".
+        flip: whether half of the images are mirrored.
+        test_resize: shorter side of a test image before its central crop; None crops as it is.
+        source: where the numbers come from.
+    """
+
+    name: str
+    phases: tuple[Phase, ...]
+    batch_size: int
+    weight_decay: float
+    momentum: float = 0.9
+    crop: Literal["pad", "resized"] = "pad"
+    pad: int = 0
+    flip: bool = True
+    test_resize: int | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        phases = tuple(phase if isinstance(phase, Phase) else Phase(**phase) for phase in self.phases)
+        object.__setattr__(self, "phases", phases)
+        if not phases:
+            raise ValueError("a recipe needs at least one phase")
+        for number, phase in enumerate(phases, start=1):
+            if not phase.epochs > 0 or phase.learning_rate < 0 or phase.gate_learning_rate < 0:
+                raise ValueError(f"phase {number} needs epochs > 0 and rates >= 0. Received: {phase}")
+        rates = [phase.gate_learning_rate > 0 for phase in phases]
+        if rates != sorted(rates, reverse=True):
+            raise ValueError("once a phase has frozen the wiring, no later phase can learn it")
+        if self.batch_size < 1 or self.weight_decay < 0 or self.pad < 0 or not 0 <= self.momentum < 1:
+            raise ValueError(f"recipe {self.name!r} has a batch size, decay, padding or momentum out of range")
+        if self.crop not in ("pad", "resized"):
+            raise ValueError(f"crop must be 'pad' or 'resized'. Received: crop={self.crop!r}")
+
+    @property
+    def epochs(self) -> float:
+        """Epochs of all phases."""
+        return sum(phase.epochs for phase in self.phases)
+
+    def scaled(self, factor: float) -> Recipe:
+        """The same schedule with every phase longer or shorter by `factor`.
+
+        Example:
+
+        >>> RECIPES["cifar"].scaled(0.1).epochs
+        32.0
+        """
+        if not factor > 0:
+            raise ValueError(f"epochs_scale must be above 0. Received: {factor}")
+        if factor == 1:
+            return self
+        phases = (dataclasses.replace(phase, epochs=phase.epochs * factor) for phase in self.phases)
+        return dataclasses.replace(self, phases=tuple(phases))
+
+    def steps(self, steps_per_epoch: int) -> tuple[Steps, ...]:
+        """Each phase in rounds of equal length, so that a fraction of an epoch keeps its proportion.
+
+        Example:
+
+        >>> RECIPES["cifar"].scaled(0.0125).steps(390)
+        (Steps(epochs=2, steps=292), Steps(epochs=1, steps=488), Steps(epochs=1, steps=244), Steps(epochs=1, steps=244))
+        """
+        result = []
+        for phase in self.phases:
+            rounds = max(1, round(phase.epochs))
+            result.append(Steps(rounds, max(1, round(phase.epochs * steps_per_epoch / rounds))))
+        return tuple(result)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        fields = dataclasses.asdict(self)
+        return {**fields, "phases": list(fields["phases"])}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Recipe:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: if a field is unknown, missing or out of range.
+        """
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise ValueError(f"not a recipe: {error}") from None
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "cifar",
+            (Phase(120, 0.1, 0.2), Phase(100, 0.1), Phase(50, 0.01), Phase(50, 0.001)),
+            batch_size=128,
+            weight_decay=5e-4,
+            pad=4,
+            source="Appendix E.1",
+        ),
+        Recipe(
+            "mini_imagenet",
+            (Phase(120, 0.1, 0.2), Phase(100, 0.1), Phase(50, 0.01), Phase(50, 0.001)),
+            batch_size=256,
+            weight_decay=5e-4,
+            source="Appendix E.3",
+        ),
+        Recipe(
+            "imagenet",
+            (Phase(30, 0.1, 0.2), Phase(30, 0.1), Phase(30, 0.01), Phase(30, 0.001)),
+            batch_size=256,
+            weight_decay=1e-4,
+            crop="resized",
+            test_resize=256,
+            source="Appendix E.2",
+        ),
+        Recipe(
+            "digits",
+            (Phase(24, 0.1, 0.2), Phase(20, 0.1), Phase(10, 0.01), Phase(10, 0.001)),
+            batch_size=64,
+            weight_decay=5e-4,
+            pad=1,
+            flip=False,
+            source="the proportions of Appendix E.1; not in the paper",
+        ),
+    )
+}
