@@ -226,7 +226,8 @@ class Architecture:
         if not isinstance(fields, dict) or set(fields) - known:
             raise ValueError(f"an architecture has the fields {sorted(known)}. Received: {fields!r}")
         try:
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+            values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+            return cls(**values)
         except TypeError as error:
             raise ValueError(f"an architecture is incomplete: {error}") from error
 

@@ -49,7 +49,9 @@ class Connectivity:
             first = int(self.first)
             sources = tuple(tuple(tuple(sorted(map(int, block))) for block in module) for module in self.sources)
         except (TypeError, ValueError):
-            raise ValueError(f"a wiring is a list of modules of blocks of whole numbers. Received: {self.sources!r}") from None
+            raise ValueError(
+                f"a wiring is a list of modules of blocks of whole numbers. Received: {self.sources!r}"
+            ) from None
         object.__setattr__(self, "first", first)
         object.__setattr__(self, "sources", sources)
         before = first
@@ -112,7 +114,7 @@ class Connectivity:
         return (self.first, *map(len, self.sources))
 
     @property
-    def active(self) -> Sources | tuple[tuple[int, ...], ...]:
+    def active(self) -> tuple[tuple[int, ...], ...]:
         """For each module, the blocks that something reads, to the fixed point.
 
         A block read only by unused blocks is unused too; the head reads every block of module M.

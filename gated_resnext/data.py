@@ -1,7 +1,7 @@
 """Images of a data set as batches: a recipe and a split in, tf.data out.
 
-Every training batch is a function of (seed, step) alone, so that a run that resumes at a step sees what an uninterrupted
-one would. Images stay uint8; the network standardises them.
+Every training batch is a function of (seed, step) alone, so that a run that resumes at a step sees what an
+uninterrupted one would. Images stay uint8; the network standardises them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ import shutil
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from gated_resnext import datasets
 from gated_resnext.datasets.table import DATASETS, DatasetInfo
 from gated_resnext.errors import UserError
 from gated_resnext.recipes import Recipe
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-import tensorflow as tf  # noqa: E402
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
 SHUFFLE_BUFFER = 10_000
@@ -52,8 +50,8 @@ def open_builder(info: DatasetInfo, data_dir: str | os.PathLike[str] | None = No
             raise
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"the data set {info.name} is not in {folder} and could not be prepared there ({reason[:200]}): {info.how}, "
-            f"or give --data_dir=FOLDER, the folder that holds {info.name}/<version>"
+            f"the data set {info.name} is not in {folder} and could not be prepared there ({reason[:200]}): "
+            f"{info.how}, or give --data_dir=FOLDER, the folder that holds {info.name}/<version>"
         ) from error
     return builder
 
@@ -88,6 +86,10 @@ class Images:
         if self.size < recipe.batch_size:
             raise UserError(f"{name} has {self.size} training images, fewer than the batch of {recipe.batch_size}")
         self._arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        """Number of test images."""
+        return int(self.builder.info.splits[self.info.test_split].num_examples)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -270,5 +272,3 @@ def central_crop(image: tf.Tensor, size: tuple[int, int], resize: int | None) ->
     begin = (scaled - tf.constant(size)) // 2
     image = tf.slice(image, tf.concat([begin, [0]], 0), (*size, 3))
     return tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,9 @@ def run(main: Callable[[list[str]], Any]) -> None:
             return _fail("interrupted")
         return 0
 
+    os.environ.setdefault(
+        "TF_CPP_MIN_LOG_LEVEL", "2"
+    )  # before TensorFlow is imported: it announces its build otherwise
     logging.set_verbosity(logging.WARNING)
     app.run(guarded)
 

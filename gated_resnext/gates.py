@@ -84,7 +84,9 @@ def draw(real_gates: Tensor, fan_in: int, *, seed: int, step: Tensor) -> Tensor:
         section 2.3.
     """
     real_gates = ops.convert_to_tensor(real_gates)
-    uniform = random.uniform(real_gates.shape, minval=_TINY, maxval=1.0, dtype=real_gates.dtype, seed=_Counter(seed, step))
+    uniform = random.uniform(
+        real_gates.shape, minval=_TINY, maxval=1.0, dtype=real_gates.dtype, seed=_Counter(seed, step)
+    )
     return top_k(ops.log(real_gates + ZERO) - ops.log(-ops.log(uniform)), fan_in)
 
 

@@ -47,7 +47,7 @@ class Standardize(keras.layers.Layer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
 
-    def build(self, shape: Sequence[int | None]) -> None:
+    def build(self, shape: Any) -> None:
         self.mean_image = self.add_weight(
             name="mean_image", shape=shape[1:], initializer="zeros", trainable=False, autocast=False
         )
@@ -107,7 +107,7 @@ class GatedAggregation(keras.layers.Layer):
         self.sources = None if sources is None else tuple(tuple(map(int, block)) for block in sources)
         self.seed = keras.random.SeedGenerator().get_config()["seed"] if seed is None else int(seed)
 
-    def build(self, shape: Sequence[int | None]) -> None:
+    def build(self, shape: Any) -> None:
         branches = shape[0]
         if self.sources is not None:
             self.fixed_gates = np.zeros((len(self.sources), branches), np.float32)
@@ -168,7 +168,7 @@ class GatedAggregation(keras.layers.Layer):
 
 
 class BranchNorm(keras.layers.Layer):
-    """Batch norm of J branches, given as a scale and a shift, (J, channels) each, that the caller folds into its kernels.
+    """Batch norm of J branches, as a scale and a shift, (J, channels) each, that the caller folds into its kernels.
 
     The variables and the arithmetic are float32 under every precision.
     """
@@ -181,7 +181,9 @@ class BranchNorm(keras.layers.Layer):
         self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **options)
         self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **options)
 
-    def affine(self, moments: Callable[[], tuple[Tensor, Tensor]], training: bool | None = None) -> tuple[Tensor, Tensor]:
+    def affine(
+        self, moments: Callable[[], tuple[Tensor, Tensor]], training: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Scale and shift with norm(v) = scale * v + shift.
 
         `moments` returns the batch's mean and variance, (J, channels) each; it is called in training only.
@@ -243,7 +245,7 @@ class BranchPointwise(keras.layers.Layer):
         self.branches, self.filters, self.merge, self.seed = branches, filters, merge, seed
         self.norm = BranchNorm(name="norm", dtype=self.dtype_policy)
 
-    def build(self, shape: Sequence[int | None]) -> None:
+    def build(self, shape: Any) -> None:
         self.in_channels = int(shape[-1])
         self.kernel = self.add_weight(
             name="kernel",
@@ -261,8 +263,10 @@ class BranchPointwise(keras.layers.Layer):
         if self.in_channels >= self.filters:
             return self._normalized(ops.matmul(x, kernel), training)
         scale, shift = self.norm.affine(lambda: moments_after(x, kernel), training)
-        # The shift enters as the weights of a column of ones: one narrow copy, and no further pass over the wide result.
-        kernel = ops.concatenate([kernel * ops.cast(scale, kernel.dtype)[:, None], ops.cast(shift, kernel.dtype)[:, None]], 1)
+        # The shift enters as the weights of a column of ones: a narrow copy instead of a pass over the wide result.
+        kernel = ops.concatenate(
+            [kernel * ops.cast(scale, kernel.dtype)[:, None], ops.cast(shift, kernel.dtype)[:, None]], 1
+        )
         x = ops.pad(x, ((0, 0), (0, 0), (0, 1)), constant_values=1)
         if self.merge == "sum":
             columns = self.branches * (self.in_channels + 1)
@@ -291,7 +295,7 @@ class BranchConv3x3(keras.layers.Layer):
         self.branches, self.filters, self.stride, self.seed = branches, filters, stride, seed
         self.norm = BranchNorm(name="norm", dtype=self.dtype_policy)
 
-    def build(self, shape: Sequence[int | None]) -> None:
+    def build(self, shape: Any) -> None:
         self.kernel = self.add_weight(
             name="kernel",
             shape=(self.branches, 3, 3, shape[-1], self.filters),
@@ -321,7 +325,7 @@ def _per_branch(values: Tensor, dtype: str) -> Tensor:
 
 
 def _every_second(x: Tensor) -> Tensor:
-    """x[:, ::2, ::2] by reshaping: its gradient writes whole rows, several times faster on a CPU than a strided one's."""
+    """x[:, ::2, ::2] by reshaping: on a CPU several times faster than a strided slice, its gradient too."""
     height, width, channels = x.shape[1:]
     if height % 2 or width % 2:
         x = ops.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))
@@ -383,7 +387,7 @@ class MultiBranchModule(keras.layers.Layer):
         self.expand = BranchPointwise(blocks, filters, merge, seed=seeds[2], name="expand", dtype=policy)
         self.project = BranchPointwise(1, filters, seed=seeds[3], name="project", dtype=policy)
 
-    def build(self, shape: Sequence[int | None]) -> None:
+    def build(self, shape: Any) -> None:
         self.reduce.build(shape)
         self.conv.build((None, self.width))
         self.expand.build((None, self.width))

@@ -77,4 +77,6 @@ def _copy_weights(source: GatedResNeXt, target: GatedResNeXt, kept: dict[str, li
         for name, value in values.items():
             if any(part in name for part in PER_BLOCK):
                 values[name] = value[kept[name.split("/")[0]]]
-    target.assign_by_name({name: value for name, value in values.items() if not name.endswith(GATE_STATE)}, partial=True)
+    target.assign_by_name(
+        {name: value for name, value in values.items() if not name.endswith(GATE_STATE)}, partial=True
+    )

@@ -126,6 +126,12 @@ def train(
     return _Training(run, pathlib.Path(workdir), data_dir, scope or tf.distribute.get_strategy()).run_phases()
 
 
+def top1(model: GatedResNeXt, images: Images) -> float:
+    """Share of the test images whose most probable class is theirs."""
+    hits = sum(int((model.predict_on_batch(x).argmax(-1) == y.numpy()).sum()) for x, y in images.test())
+    return hits / len(images)
+
+
 class _Training:
     """The state of one run: the network of the current phase and where it stands."""
 
@@ -178,7 +184,8 @@ class _Training:
         if not self.run.architecture.learnable:
             gates_are = "no gates"
         passes = steps.epochs * steps.steps / self.images.steps_per_epoch
-        return f"Phase {self.phase + 1} of {len(self.schedule)}: {passes:.3g} epochs at rate {phase.learning_rate:g}, {gates_are}"
+        which, rate = f"Phase {self.phase + 1} of {len(self.schedule)}", f"{phase.learning_rate:g}"
+        return f"{which}: {passes:.3g} epochs at rate {rate}, {gates_are}"
 
     def _network(self, activation: str | None = None) -> GatedResNeXt:
         return GatedResNeXt(self.run.architecture, self.wiring, activation, seed=self.run.seed, name=self.run.entry)
@@ -258,10 +265,6 @@ class _Training:
         model = self._network("softmax")
         if state is not None:
             _assign(model, state, with_optimizer=False)
-        hits, count = 0, 0
-        for images, labels in self.images.test():
-            hits += int((model.predict_on_batch(images).argmax(-1) == labels.numpy()).sum())
-            count += len(labels)
         arch, wiring = self.run.architecture, model.wiring()
         result = {
             "entry": self.run.entry,
@@ -271,8 +274,8 @@ class _Training:
             "steps": self.step,
             "seed": self.run.seed,
             "seconds": round(self.seconds, 1),
-            "top1": hits / count,
-            "test_images": count,
+            "top1": top1(model, self.images),
+            "test_images": len(self.images),
             "blocks": list(wiring.blocks),
             "active_blocks": list(wiring.active_blocks),
             "parameters": arch.parameters(wiring.blocks),
@@ -294,10 +297,21 @@ class _Rounds(keras.callbacks.Callback):
         self.training, self.phase, self.steps = training, phase, steps
         self.writer = tf.summary.create_file_writer(str(training.workdir / "tensorboard"))
         self.first_step, self.first_seconds = training.step, training.seconds
-        self.began = time.perf_counter()
+        self.began = self.spoken = time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.round_began = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Where there is no terminal to draw a bar on: a line every half minute."""
+        now = time.perf_counter()
+        if sys.stdout.isatty() or now - self.spoken < 30:
+            return
+        self.spoken = now
+        rate = (batch + 1) / (now - self.round_began)
+        left = (self.training.total_steps - self.training.step - batch - 1) / rate / 60
+        images_per_s = rate * self.training.run.recipe.batch_size
+        print(f"  step {batch + 1} of {self.steps.steps}, {images_per_s:.0f} images/s, {left:.0f} min left", flush=True)
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.round_trained = time.perf_counter()
@@ -315,7 +329,7 @@ class _Rounds(keras.callbacks.Callback):
         training.round = epoch + 1
         spent = time.perf_counter() - self.began
         training.seconds = self.first_seconds + spent
-        row = {
+        row: dict[str, Any] = {
             "phase": training.phase + 1,
             "round": epoch + 1,
             "step": training.step,
@@ -326,9 +340,7 @@ class _Rounds(keras.callbacks.Callback):
             "test_top1": float(logs["val_top1"]),
             "learning_rate": self.phase.learning_rate,
             "gate_learning_rate": self.phase.gate_learning_rate,
-            "images_per_s": round(
-                self.steps.steps * recipe.batch_size / (self.round_trained - self.round_began), 1
-            ),
+            "images_per_s": round(self.steps.steps * recipe.batch_size / (self.round_trained - self.round_began), 1),
             "seconds": round(training.seconds, 2),
         }
         real_gates = self.model.real_gates()
@@ -374,9 +386,14 @@ def _claim(run: Run, workdir: pathlib.Path) -> None:
     if (workdir / "run.json").is_file():
         found = Run.read(workdir)
         if found != run:
-            differing = [field.name for field in dataclasses.fields(Run) if getattr(found, field.name) != getattr(run, field.name)]
+            differing = [
+                field.name
+                for field in dataclasses.fields(Run)
+                if getattr(found, field.name) != getattr(run, field.name)
+            ]
             values = ", ".join(
-                f"{name} is {_brief(getattr(found, name))} there and {_brief(getattr(run, name))} here" for name in differing
+                f"{name} is {_brief(getattr(found, name))} there and {_brief(getattr(run, name))} here"
+                for name in differing
             )
             raise UserError(f"{workdir} belongs to another run ({values}); choose another --workdir")
         return

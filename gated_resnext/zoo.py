@@ -120,7 +120,9 @@ def load(
     wiring: Connectivity | None = None
     arrays = None
     if weights == "published" and published is None:
-        raise UserError(f"there are no published weights of {name}; train them: python -m gated_resnext.train --entry={name}")
+        raise UserError(
+            f"there are no published weights of {name}; train them: python -m gated_resnext.train --entry={name}"
+        )
     if weights in ("auto", "published") and published is not None:
         stored = published["weights"]
         arrays = files.read_arrays(FOLDER / "weights" / stored["file"], digest=stored["sha256"])
@@ -149,7 +151,9 @@ def _read_weights(model: GatedResNeXt, path: pathlib.Path) -> GatedResNeXt:
     from gated_resnext.model import GatedResNeXt
 
     if not path.is_file():
-        raise UserError(f"weights must be 'auto', 'published', None or a file. Received: {str(path)!r}, which is no file")
+        raise UserError(
+            f"weights must be 'auto', 'published', None or a file. Received: {str(path)!r}, which is no file"
+        )
     try:
         if path.suffix == ".npz":
             model.assign_by_name(files.read_arrays(path))
@@ -163,5 +167,7 @@ def _read_weights(model: GatedResNeXt, path: pathlib.Path) -> GatedResNeXt:
     except UserError:
         raise
     except Exception as error:  # zip, HDF5 and Keras each have their own for a damaged file
-        raise UserError(f"{path} does not hold weights of {model.name}: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(
+            f"{path} does not hold weights of {model.name}: {str(error).strip().splitlines()[0]}"
+        ) from error
     return model

@@ -231,7 +231,7 @@ def test_missing_archive_is_refused_before_anything_is_read(tmp_path):
 
 
 def test_missing_manual_dir_names_the_archives(tmp_path):
-    with pytest.raises(AssertionError, match="mini_imagenet_train.tar.gz and mini_imagenet_val.tar.gz"):
+    with pytest.raises(AssertionError, match=r"mini_imagenet_train\.tar\.gz and mini_imagenet_val\.tar\.gz"):
         build(TinyImagenet(data_dir=tmp_path / "data"), tmp_path / "nowhere")
 
 

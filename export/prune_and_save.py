@@ -1,0 +1,101 @@
+"""Prunes a trained network and writes it for TF Serving and for devices.
+
+    python -m export.prune_and_save --workdir=runs/digits_11_4_4_k1 --output=models
+    python -m export.prune_and_save --entry=digits_11_4_4_k1 --output=models --formats=tflite
+
+Writes <output>/<entry>/ with saved_model/, model.tflite, labels.txt and receipt.json, after checking on real test
+images that each file computes what the trained network does.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+
+from absl import flags
+
+from gated_resnext import errors, files, recipes, zoo
+from gated_resnext.datasets.table import DATASETS
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training.")
+ENTRY = flags.DEFINE_string("entry", None, "Network of the zoo with published weights, instead of a workdir.")
+OUTPUT = flags.DEFINE_string("output", "models", "Folder to write <entry>/ into.")
+FORMATS = flags.DEFINE_list("formats", ["saved_model", "tflite"], "What to write: saved_model, tflite.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
+IMAGES = flags.DEFINE_integer("images", 1000, "Test images to check on, from the first; 0 for all.", lower_bound=0)
+NOISE = flags.DEFINE_bool("noise", False, "Check on random pixels, where the data set is not at hand; no top-1 then.")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    if (WORKDIR.value is None) == (ENTRY.value is None):
+        raise errors.UserError(
+            "give one of --workdir=FOLDER (a training of yours) and --entry=NAME (published weights)"
+        )
+    name = ENTRY.value or files.read_json(_result(WORKDIR.value))["entry"]
+    dataset = zoo.entry(name).dataset
+
+    from export import shipping
+
+    formats = shipping.choose(FORMATS.value)
+    output = pathlib.Path(OUTPUT.value).expanduser() / name
+    if output.exists():
+        raise errors.UserError(f"{output} exists already; remove it or choose another --output")
+    if ENTRY.value:
+        model = zoo.load(name, "published")
+    else:
+        model = zoo.load(name, pathlib.Path(WORKDIR.value).expanduser() / "model.keras")
+    probe, labels = _probe(dataset, model.input_shape[1:])
+    receipt = shipping.ship(
+        model, output, probe, formats=formats, labels=labels, say=functools.partial(print, flush=True)
+    )
+    print("\n" + _receipt(receipt, output))
+
+
+def _result(workdir: str) -> pathlib.Path:
+    folder = pathlib.Path(workdir).expanduser()
+    if not (folder / "result.json").is_file():
+        state = "its training has not ended" if (folder / "run.json").is_file() else "it holds no training"
+        raise errors.UserError(f"{workdir} has no trained network ({state}); run python -m gated_resnext.train first")
+    return folder / "result.json"
+
+
+def _probe(dataset: str, shape: tuple[int, ...]):  # type: ignore[no-untyped-def]
+    import numpy as np
+
+    from export.shipping import Probe
+
+    count = IMAGES.value
+    if NOISE.value:
+        pixels = np.random.default_rng(0).integers(0, 256, (count or 1000, *shape), np.uint8)
+        return Probe(pixels, None, "images of random pixels"), None
+    from gated_resnext.data import Images
+
+    images = Images(dataset, recipes.RECIPES[DATASETS[dataset].recipe], DATA_DIR.value)
+    pixels, classes = images.test_batch(count or 10**9)
+    return Probe(pixels, classes, f"test images of {dataset}"), images.labels
+
+
+def _receipt(receipt: dict, output: pathlib.Path) -> str:
+    before, after = receipt["parameters"], receipt["parameters_pruned"]
+    lines = [
+        f"{receipt['network']}, checked on {receipt['checked_on']}",
+        f"  blocks      {' '.join(map(str, receipt['blocks']))} -> {' '.join(map(str, receipt['blocks_pruned']))}",
+        f"  parameters  {before:,} -> {after:,} ({100 * (after / before - 1):+.1f} %); "
+        f"{receipt['parameters_compact']:,} with batch norm folded",
+        "",
+        f"  {'form':12} {'top-1':>8} {'max |difference|':>17} {'bytes':>12}",
+        f"  {'trained':12} {_percent(receipt['top1']):>8}",
+    ]
+    for check in receipt["checks"]:
+        size = f"{check['bytes']:,}" if "bytes" in check else ""
+        lines.append(f"  {check['form']:12} {_percent(check['top1']):>8} {check['max_difference']:17.1e} {size:>12}")
+    return "\n".join([*lines, "", f"Written to {output}"])
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f} %"
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,53 @@
+"""Metadata of the package; the settings of the tools are in pyproject.toml."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "gated_resnext" / "__init__.py").read_text()).group(1)
+
+TEST = [
+    "hypothesis>=6.100",
+    "mypy>=1.10",
+    "build>=1.2",
+    "openvino>=2026.0",
+    "pillow>=10",
+    "pytest>=8",
+    "ruff>=0.6",
+    "scikit-learn>=1.4",
+    "scipy>=1.11",
+]
+
+setup(
+    name="gated-resnext",
+    version=VERSION,
+    description="Neural networks that learn their own wiring, and ship smaller for it",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["gated_resnext*", "zoo*", "export*"]),
+    package_data={
+        "gated_resnext": ["py.typed"],
+        "gated_resnext.datasets": ["*.csv.gz", "*.txt"],
+        "zoo": ["cards/*.json", "weights/*.npz"],
+    },
+    install_requires=[
+        "absl-py>=2.1",
+        "ai-edge-litert>=2.0",
+        "importlib_resources>=6.0",  # tensorflow-datasets 4.9.10 imports it and does not ask for it
+        "keras>=3.15",
+        "numpy>=1.26",
+        "tensorboard>=2.20",
+        "tensorflow>=2.21",
+        "tensorflow-datasets>=4.9.10",
+    ],
+    extras_require={"test": TEST},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
