@@ -96,7 +96,7 @@ def ship(
             "blocks_pruned": list(pruned.wiring().blocks),
             "parameters": arch.parameters(wiring.blocks),
             "parameters_pruned": arch.parameters(pruned.wiring().blocks),
-            "parameters_compact": small.count_params() - _constants(small),
+            "parameters_compact": small.count_params(),
             "top1": _top1(reference, probe.labels),
             "checks": checks,
         }
@@ -123,8 +123,3 @@ def _check(name: str, run: Run, reference: np.ndarray, probe: Probe) -> dict[str
 
 def _top1(probabilities: np.ndarray, labels: np.ndarray | None) -> float | None:
     return None if labels is None else float((probabilities.argmax(-1) == labels).mean())
-
-
-def _constants(model: Any) -> int:
-    """Values of the mean image, which is data and no parameter."""
-    return int(model.get_layer("center").count_params())

@@ -69,7 +69,7 @@ def publish(
         "parameters": result["parameters"],
         "parameters_pruned": result["parameters_pruned"],
         "labels": result["labels"],
-        "connectivity": _wiring(model),
+        "connectivity": result["connectivity"],
         "curve": [[row["epoch"], row["loss"], row["test_top1"]] for row in read_metrics(workdir)],
         "weights": {
             "file": path.name,
@@ -80,10 +80,6 @@ def publish(
     }
     files.write_json(folder / "cards" / f"{run.entry}.json", card)
     return card
-
-
-def _wiring(model: GatedResNeXt) -> dict[str, Any] | None:
-    return model.connectivity and model.connectivity.to_dict()
 
 
 def _shrunk(value: np.ndarray, dtype: Any) -> np.ndarray:

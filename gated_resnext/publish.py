@@ -2,8 +2,8 @@
 
     python -m gated_resnext.publish --workdir=runs/digits_11_4_4_k1
 
-Writes zoo/cards/<entry>.json and zoo/weights/<entry>.npz of this checkout, after checking that float16 weights reach the
-same top-1.
+Writes zoo/cards/<entry>.json and zoo/weights/<entry>.npz of this checkout, after checking that float16 weights reach
+the same top-1.
 """
 
 from __future__ import annotations

@@ -280,6 +280,7 @@ class _Training:
             "active_blocks": list(wiring.active_blocks),
             "parameters": arch.parameters(wiring.blocks),
             "parameters_pruned": arch.parameters(wiring.active_blocks),
+            "connectivity": None if model.connectivity is None else model.connectivity.to_dict(),
             "labels": self.images.labels,
             "version": gated_resnext.__version__,
         }

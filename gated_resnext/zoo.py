@@ -22,7 +22,7 @@ from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.datasets.table import DATASETS
 from gated_resnext.errors import UserError
-from zoo.entries import ENTRIES, Entry
+from zoo.entries import ENTRIES, Entry, Paper
 
 if TYPE_CHECKING:
     from gated_resnext.model import GatedResNeXt
@@ -171,3 +171,29 @@ def _read_weights(model: GatedResNeXt, path: pathlib.Path) -> GatedResNeXt:
             f"{path} does not hold weights of {model.name}: {str(error).strip().splitlines()[0]}"
         ) from error
     return model
+
+
+def markdown(pattern: str = "*") -> str:
+    """The zoo as a table: what the paper reports beside what was measured here, which is blank where nothing was run."""
+    lines = [
+        "| network | wiring | parameters | paper: top-1 | paper: M parameters, pruned | here: top-1 | here: pruned | here: epochs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in names(pattern):
+        row, paper, measured = entry(name), entry(name).paper, card(name)
+        wiring = {"full": "full (ResNeXt)", "random": f"random, K = {row.fan_in}"}.get(row.wiring, f"K = {row.fan_in}")
+        cells = [f"`{name}`", wiring, f"{architecture(name).parameters():,}"]
+        cells += [_accuracy(paper), f"{paper.params_test}" if paper and paper.params_test else ""]
+        if measured:
+            of = f"{measured['epochs']:g} of {measured['schedule_epochs']:g}"
+            cells += [f"{100 * measured['top1']:.2f}", f"{measured['parameters_pruned']:,}", of]
+        else:
+            cells += ["", "", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _accuracy(paper: Paper | None) -> str:
+    if paper is None or paper.top1_best is None:
+        return ""
+    return f"{paper.top1_mean:.2f} ± {paper.top1_std:.2f}" if paper.top1_mean else f"{paper.top1_best:.1f}"

@@ -70,9 +70,9 @@ def forward(weights, images, mixings=None, *, stem="conv3", aggregation="mean", 
     weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     moving, multiply_adds = {}, []
 
-    def conv(x, kernel, stride=1, padding=0, times=1):
+    def conv(x, kernel, stride=1, padding=0):
         y = convolve(x, kernel, stride, padding)
-        multiply_adds.append(times * y[0, ..., 0].size * kernel.size)
+        multiply_adds.append(y[0, ..., 0].size * kernel.size)
         return y
 
     def norm(x, name, block=...):
@@ -91,16 +91,12 @@ def forward(weights, images, mixings=None, *, stem="conv3", aggregation="mean", 
         h = relu(norm(conv(h, weights[f"{name}/conv/kernel"][block], stride, 1), f"{name}/conv/norm", block))
         return norm(conv(h, weights[f"{name}/expand/kernel"][block][None, None]), f"{name}/expand/norm", block)
 
-    def shortcuts(inputs, name, stride, same):
-        stacked = np.stack(inputs)[:, :, ::stride, ::stride]
+    def shortcuts(inputs, name, stride):
         if f"{name}/project/kernel" not in weights:
             assert stride == 1, f"{name} has a stride and no projection"
-            return stacked
-        times = 1 if same else len(inputs)
-        flat = conv(stacked[0], weights[f"{name}/project/kernel"][0][None, None], times=times)
-        kernel = weights[f"{name}/project/kernel"][0]
-        assert np.allclose(flat, stacked[0] @ kernel)
-        return norm(stacked @ kernel, f"{name}/project/norm", 0)
+            return np.stack(inputs)
+        kernel = weights[f"{name}/project/kernel"][0][None, None]
+        return norm(np.stack([conv(x[:, ::stride, ::stride], kernel) for x in inputs]), f"{name}/project/norm", 0)
 
     x = (np.asarray(images, np.float64) - weights["standardize/mean_image"]) / 255.0
     x = conv(x, weights["stem_conv/kernel"], *((2, 3) if stem == "conv7_pool" else (1, 1)))
@@ -114,19 +110,16 @@ def forward(weights, images, mixings=None, *, stem="conv3", aggregation="mean", 
         stage, number = map(int, re.findall(r"\d+", name))
         stride = 2 if stage > 1 and number == 1 else 1
         blocks = len(weights[f"{name}/reduce/kernel"])
-        same = position == 0 or mixings is None
         if position == 0:
-            inputs = [x] * blocks
+            inputs = [x]  # one input for all blocks
         elif mixings is None:
-            inputs = [relu(y)] * blocks
+            inputs = [relu(y)]
         else:
-            inputs = [relu(sum(g * branch for g, branch in zip(row, y, strict=True))) for row in mixings[position - 1]]
-        residuals = [residual(x_j, name, block, stride) for block, x_j in enumerate(inputs)]
-        shortcut = shortcuts(inputs, name, stride, same)
-        if mixings is None:
-            y = shortcut[0] + sum(residuals)
-        else:
-            y = [x_j + f_j for x_j, f_j in zip(shortcut, residuals, strict=True)]
+            inputs = [relu(np.tensordot(row, y, axes=1)) for row in mixings[position - 1]]
+        each = inputs if len(inputs) > 1 else inputs * blocks
+        residuals = [residual(x_j, name, block, stride) for block, x_j in enumerate(each)]
+        shortcut = shortcuts(inputs, name, stride)
+        y = shortcut[0] + sum(residuals) if mixings is None else shortcut + np.stack(residuals)
 
     total = y if mixings is None else np.mean(y, axis=0) if aggregation == "mean" else np.sum(y, axis=0)
     kernel = weights["classifier/kernel"]

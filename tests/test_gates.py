@@ -44,13 +44,6 @@ def test_draws_are_multinomial_without_replacement(fan_in):
         assert oracle.chi_square(counts, [8000 * p for p in closed_form.values()]) < 1
 
 
-def test_the_test_of_draws_tells_a_wrong_distribution():
-    # Keeping each input with a probability of K times its gate is not sampling without replacement.
-    drawn = draws(ROWS[2], 2, seed=20, steps=8000)[:, 2].mean(axis=0) / 2
-    counts = np.array([np.round(8000 * drawn[0]), 8000 - np.round(8000 * drawn[0])])
-    assert oracle.chi_square(counts, [8000 * 0.6, 8000 * 0.4]) > 1
-
-
 def test_rows_and_steps_are_independent():
     row = np.array([0.2, 0.3, 0.5])
     drawn = draws([row, row], 1, seed=4, steps=8000).argmax(axis=-1)

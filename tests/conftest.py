@@ -1,0 +1,47 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def run_python():
+    """Runs `python *arguments` to its end; stdout and stderr come back as text."""
+
+    def run(*arguments, env=None, **options):
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            **options,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory):
+    """A data_dir that holds optical_digits, and nothing else."""
+    import tensorflow_datasets as tfds
+
+    from gated_resnext import datasets
+
+    datasets.register()
+    folder = tmp_path_factory.mktemp("data")
+    tfds.builder("optical_digits", data_dir=folder).download_and_prepare()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, digits_dir):
+    """The finished workdir of digits_11_4_4_k1 after 3 % of its schedule. Read only: copy it to change it."""
+    from gated_resnext import trainer
+    from gated_resnext.recipes import RECIPES
+
+    workdir = tmp_path_factory.mktemp("trained") / "digits_11_4_4_k1"
+    run = trainer.Run.of("digits_11_4_4_k1", RECIPES["digits"].scaled(0.03), seed=0)
+    trainer.train(run, workdir, data_dir=digits_dir)
+    return workdir

@@ -1,0 +1,102 @@
+"""The compact graph computes the trained network's function for arbitrary wirings."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from export.compact import compact
+from gated_resnext import Architecture, Connectivity, GatedResNeXt, prune
+
+STOCK = {
+    "InputLayer",
+    "Rescaling",
+    "Normalization",
+    "ZeroPadding2D",
+    "Conv2D",
+    "ReLU",
+    "MaxPooling2D",
+    "Add",
+    "Average",
+    "Concatenate",
+    "Split",
+    "GlobalAveragePooling2D",
+    "Dense",
+    "Activation",
+}
+
+
+def shaken(model, seed):
+    """The network with random weights, statistics and mean image, none of them at its initial value."""
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        last = variable.path.rsplit("/", 1)[-1]
+        if last in ("gamma", "moving_variance"):
+            variable.assign(rng.uniform(0.5, 1.5, variable.shape))
+        elif last in ("beta", "moving_mean", "bias"):
+            variable.assign(rng.normal(0, 0.2, variable.shape))
+        elif last == "mean_image":
+            variable.assign(rng.uniform(60, 180, variable.shape))
+        elif last == "real_gates":
+            variable.assign(rng.dirichlet(np.ones(variable.shape[1]), variable.shape[0]))
+    return model
+
+
+def wirings(modules=3, cardinality=4):
+    block = st.sets(st.integers(0, cardinality - 1), min_size=1).map(sorted).map(tuple)
+    module = st.tuples(*[block] * cardinality)
+    return st.tuples(*[module] * (modules - 1)).map(lambda sources: Connectivity(cardinality, sources))
+
+
+def logits(model, images):
+    probabilities = np.asarray(model.predict_on_batch(images), np.float64)
+    return np.log(probabilities)
+
+
+def images_for(model, seed=0, count=3):
+    return np.random.default_rng(seed).integers(0, 256, (count, *model.input_shape[1:]), np.uint8)
+
+
+@settings(max_examples=12, deadline=None)
+@given(wiring=wirings(), seed=st.integers(0, 2**31 - 1), aggregation=st.sampled_from(["mean", "sum"]))
+def test_equals_the_network_for_any_wiring(wiring, seed, aggregation):
+    keras.utils.clear_session()
+    arch = Architecture(11, 2, 4, 1, 5, (9, 8, 3), aggregation, stem_filters=4, filters=8)
+    model = shaken(GatedResNeXt(arch, wiring, seed=seed), seed)
+    images = images_for(model, seed)
+    expected, found = logits(model, images), logits(compact(model), images)
+    np.testing.assert_allclose(found - found[:, :1], expected - expected[:, :1], rtol=1e-4, atol=1e-4)
+    assert np.ptp(expected, axis=1).min() > 1e-3  # the classes do differ
+
+
+@pytest.mark.parametrize("stem", ["conv3", "conv3_pool", "conv7_pool"])
+@pytest.mark.parametrize(("aggregation", "fan_in"), [("mean", 1), ("mean", 2), ("shared", 4)])
+def test_equals_the_network_for_every_stem_and_kind(stem, aggregation, fan_in):
+    arch = Architecture(8, 2, 4, fan_in, 5, (20, 17, 1), aggregation, "binary", stem, 6, 12, stages=(1, 1))
+    model = shaken(GatedResNeXt(arch, seed=3), 3)
+    images = images_for(model)
+    np.testing.assert_allclose(compact(model).predict_on_batch(images), model.predict_on_batch(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "shared"])
+def test_has_stock_layers_alone_and_no_weight_twice(aggregation):
+    arch = Architecture(11, 2, 4, 4 if aggregation == "shared" else 1, 5, (8, 8, 3), aggregation)
+    model = prune(GatedResNeXt(arch, seed=1))
+    small = compact(model)
+    assert {type(layer).__name__ for layer in small.layers} <= STOCK
+    # Batch norm is folded: gamma and beta go, one bias comes, at every convolution.
+    blocks, plans = model.wiring().blocks, arch.plan()
+    expected = arch.parameters(blocks) - arch.stem_filters
+    for module, (plan, count) in enumerate(zip(plans, blocks, strict=True)):
+        expected -= count * (2 * plan.width + plan.filters) + (plan.filters if plan.projects else 0)
+        if module == arch.modules - 1 or aggregation == "shared":  # one bias for what is only read as a sum
+            groups = 1 if aggregation == "shared" else len(set(model.wiring().sources[-1]))
+            expected -= (count - groups) * plan.filters
+    assert small.count_params() == expected
+
+
+def test_real_valued_gates_have_none():
+    model = GatedResNeXt(Architecture(11, 2, 4, 2, 5, (8, 8, 3), gates="real"))
+    with pytest.raises(ValueError, match="real-valued"):
+        compact(model)

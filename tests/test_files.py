@@ -1,0 +1,193 @@
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+
+from gated_resnext import files
+from gated_resnext.errors import UserError
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    return {
+        "stage1_module1/reduce/kernel": rng.normal(size=(4, 16, 4)).astype(np.float32),
+        "step": np.array(7, np.int32),
+        "images": rng.integers(0, 256, (3, 8, 8, 1), dtype=np.uint8),
+        "place": np.array('{"phase": 1}'),
+        "nothing": np.zeros((0, 3)),
+    }
+
+
+def assert_same(found, expected):
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        np.testing.assert_array_equal(found[name], value)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_replacing_puts_the_new_file_in_place_of_the_old(tmp_path):
+    path = tmp_path / "deep" / "er" / "a.txt"
+    for text in ("first", "second"):
+        with files.replacing(path) as temporary:
+            temporary.write_text(text)
+            assert temporary.suffix == path.suffix and temporary != path
+            assert not path.exists() or path.read_text() == "first"
+        assert contents(tmp_path) == {"deep/er/a.txt": text.encode()}
+        assert os.listdir(path.parent) == ["a.txt"]
+
+
+def test_replacing_takes_a_folder_that_is_not_there_yet(tmp_path):
+    with files.replacing(tmp_path / "model") as temporary:
+        (temporary / "variables").mkdir(parents=True)
+        (temporary / "variables" / "a").write_bytes(b"1")
+        (temporary / "b").write_bytes(b"2")
+    assert contents(tmp_path) == {"model/variables/a": b"1", "model/b": b"2"}
+    assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("old", [None, b"the old file"])
+def test_replacing_leaves_nothing_behind_on_failure_and_keeps_the_old_file(tmp_path, error, old):
+    path = tmp_path / "a.txt"
+    if old is not None:
+        path.write_bytes(old)
+    with pytest.raises(error), files.replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise error
+    assert contents(tmp_path) == ({} if old is None else {"a.txt": old})
+    assert os.listdir(tmp_path) == ([] if old is None else ["a.txt"])
+
+
+def test_replacing_fails_where_nothing_was_written(tmp_path):
+    with pytest.raises(FileNotFoundError), files.replacing(tmp_path / "a.txt"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+FULL_DISK = """
+import resource, sys
+import numpy as np
+from gated_resnext import files
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # Python ignores SIGXFSZ: the write fails with EFBIG
+write = {
+    "json": lambda path: files.write_json(path, list(range(100_000))),
+    "arrays": lambda path: files.write_arrays(path, {"a": np.zeros(1_000), "b": np.zeros(100_000)}),
+}[sys.argv[1]]
+try:
+    write(sys.argv[2])
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+@pytest.mark.parametrize("kind", ["json", "arrays"])
+def test_a_full_disk_keeps_the_old_file_and_leaves_no_partial(run_python, tmp_path, kind):
+    pytest.importorskip("resource", reason="needs the resource module, to limit the size of a file")
+    path = tmp_path / "a.file"
+    path.write_bytes(b"the old file")
+    done = run_python("-c", FULL_DISK, kind, path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "File too large\n", "")
+    assert contents(tmp_path) == {"a.file": b"the old file"}
+    assert os.listdir(tmp_path) == ["a.file"]
+
+
+def test_sha256_is_that_of_hashlib(tmp_path):
+    content = np.random.default_rng(0).bytes(1_000_003)
+    (tmp_path / "a").write_bytes(content)
+    assert files.sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+    (tmp_path / "empty").write_bytes(b"")
+    assert files.sha256(tmp_path / "empty") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+def test_json_comes_back_and_ends_in_one_newline(tmp_path):
+    value = {"name": "größer", "numbers": [1, 2.5, None, True], "nested": {"a": {}}}
+    files.write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == value == files.read_json(tmp_path / "a.json")
+    assert text.endswith("}\n") and not text.endswith("\n\n") and text.count("\n") > 5
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1} x', b"\xff\xfe{}", b'{"a": 1'])
+def test_damaged_json_is_a_user_error_that_names_the_file(tmp_path, content):
+    (tmp_path / "card.json").write_bytes(content)
+    with pytest.raises(UserError, match="card.json is not a JSON file"):
+        files.read_json(tmp_path / "card.json")
+
+
+def test_missing_json_is_a_user_error_that_names_the_file(tmp_path):
+    with pytest.raises(UserError, match="there is no .*card.json"):
+        files.read_json(tmp_path / "card.json")
+    with pytest.raises(UserError, match="folder.json is not a JSON file"):
+        (tmp_path / "folder.json").mkdir()
+        files.read_json(tmp_path / "folder.json")
+
+
+def test_arrays_come_back_as_they_were(tmp_path, arrays):
+    path = tmp_path / "a.npz"
+    files.write_arrays(path, arrays)
+    assert_same(files.read_arrays(path), arrays)
+    assert_same(files.read_arrays(path, digest=hashlib.sha256(path.read_bytes()).hexdigest()), arrays)
+    with np.load(path) as archive:
+        assert_same(dict(archive), arrays)
+
+
+def test_arrays_of_another_digest_are_refused(tmp_path, arrays):
+    path = tmp_path / "a.npz"
+    files.write_arrays(path, arrays)
+    with pytest.raises(
+        UserError, match=f"a.npz is damaged.*{'0' * 64}.*{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    ):
+        files.read_arrays(path, digest="0" * 64)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_flipped_byte_is_found_or_harmless(tmp_path, arrays, seed):
+    path = tmp_path / "a.npz"
+    files.write_arrays(path, arrays)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(seed)
+    # Five times 50 places, and as many among the zip's own fields at the end.
+    places = [*rng.integers(0, len(whole), 50), *rng.integers(len(whole) - 400, len(whole), 50)]
+    found = 0
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged)
+        try:
+            read = files.read_arrays(path)
+        except UserError as error:
+            assert str(path) in str(error)
+            found += 1
+        else:
+            assert_same(read, arrays)
+    assert found > 40
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.3, 0.9, 0.999])
+def test_truncated_arrays_are_refused(tmp_path, arrays, kept):
+    path = tmp_path / "a.npz"
+    files.write_arrays(path, arrays)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(UserError, match="a.npz is damaged and cannot be read"):
+        files.read_arrays(path)
+
+
+def test_missing_arrays_and_folders_are_refused(tmp_path):
+    for path in (tmp_path / "a.npz", tmp_path):
+        with pytest.raises(UserError, match="there is no file .*"):
+            files.read_arrays(path)
+
+
+def test_pickled_objects_are_never_loaded(tmp_path):
+    np.savez(tmp_path / "a.npz", a=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(UserError, match="a.npz is damaged and cannot be read"):
+        files.read_arrays(tmp_path / "a.npz")

@@ -1,0 +1,179 @@
+"""The export command, and its files in a process that cannot import this project."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from gated_resnext import files, zoo
+from gated_resnext.data import Images
+from gated_resnext.recipes import RECIPES
+
+ALONE = """
+import importlib.util, json, sys
+import numpy as np
+for name in ("gated_resnext", "export", "zoo"):
+    assert importlib.util.find_spec(name) is None, f"{name} can be imported"
+folder, pixels, out = sys.argv[1:]
+images = np.load(pixels)
+
+import tensorflow as tf
+loaded = tf.saved_model.load(folder + "/saved_model")
+answers = {"saved_model": loaded.signatures["serving_default"](images=tf.constant(images))}
+
+from ai_edge_litert.interpreter import Interpreter
+runner = Interpreter(folder + "/model.tflite").get_signature_runner("serving_default")
+answers["tflite"] = runner(images=images)
+
+import openvino
+model = openvino.Core().compile_model(openvino.convert_model(folder + "/saved_model"), "CPU")
+result = model({"images": images})
+names = {name: value for key, value in result.items() for name in key.names}
+answers["openvino"] = {"probabilities": names["probabilities"], "classes": names["classes"]}
+np.savez(out, **{f"{k}_{n}": np.asarray(v[n]) for k, v in answers.items() for n in ("probabilities", "classes")})
+"""
+
+
+def run(*flags, cwd=None):
+    command = [sys.executable, "-m", "export.prune_and_save", *map(str, flags)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def exported(trained, digits_dir, tmp_path_factory):
+    output = tmp_path_factory.mktemp("models")
+    done = run(f"--workdir={trained}", f"--output={output}", f"--data_dir={digits_dir}")
+    assert done.returncode == 0, done.stderr
+    return output / "digits_11_4_4_k1", done.stdout
+
+
+def test_receipt(exported):
+    folder, printed = exported
+    receipt = json.loads((folder / "receipt.json").read_text())
+    assert [check["form"] for check in receipt["checks"]] == ["pruned", "saved_model", "tflite"]
+    assert all(check["max_difference"] <= 1e-4 and check["top1"] == receipt["top1"] for check in receipt["checks"])
+    assert receipt["checked_on"] == "360 test images of optical_digits"
+    assert receipt["parameters"] == 93_754
+    assert f"{receipt['parameters']:,} -> {receipt['parameters_pruned']:,}" in printed
+    sizes = {check["form"]: check.get("bytes") for check in receipt["checks"]}
+    assert sizes["tflite"] == (folder / "model.tflite").stat().st_size
+    assert f"Written to {folder}" in printed
+    assert (folder / "labels.txt").read_text().split() == list("0123456789")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "labels.txt",
+        "model.tflite",
+        "receipt.json",
+        "saved_model",
+    ]
+
+
+def test_other_runtimes_agree_without_this_project(exported, trained, digits_dir, tmp_path):
+    folder, _ = exported
+    pixels, _ = Images("optical_digits", RECIPES["digits"], digits_dir).test_batch(100)
+    expected = zoo.load("digits_11_4_4_k1", trained / "model.keras").predict_on_batch(pixels)
+    np.save(tmp_path / "pixels.npy", pixels)
+    (tmp_path / "alone.py").write_text(textwrap.dedent(ALONE))
+    # -P and an empty folder, and a path that holds the installed packages but not this project's sources or links.
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    blocked = tmp_path / "site"
+    blocked.mkdir()
+    (blocked / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('gated_resnext', 'export', 'zoo'):\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "import importlib.util\n"
+        "real = importlib.util.find_spec\n"
+        "def find_spec(name, package=None):\n"
+        "    try:\n"
+        "        return real(name, package)\n"
+        "    except ModuleNotFoundError:\n"
+        "        return None\n"
+        "importlib.util.find_spec = find_spec\n"
+    )
+    done = subprocess.run(
+        [sys.executable, tmp_path / "alone.py", folder, tmp_path / "pixels.npy", tmp_path / "answers.npz"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**env, "PYTHONPATH": str(blocked)},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    answers = np.load(tmp_path / "answers.npz")
+    for runtime in ("saved_model", "tflite", "openvino"):
+        np.testing.assert_allclose(answers[f"{runtime}_probabilities"], expected, atol=1e-4, err_msg=runtime)
+        np.testing.assert_array_equal(answers[f"{runtime}_classes"], expected.argmax(-1), err_msg=runtime)
+
+
+def one_line(done):
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    return lines[0]
+
+
+def test_what_a_user_can_get_wrong(exported, trained, digits_dir, tmp_path):
+    folder, _ = exported
+    data = f"--data_dir={digits_dir}"
+    cases = {
+        ("--formats=onnx", f"--workdir={trained}"): "formats must be out of saved_model, tflite. Received: onnx",
+        (f"--output={folder.parent}", f"--workdir={trained}"): f"{folder} exists already",
+        ("--workdir=nowhere",): "nowhere has no trained network",
+        ("--entry=cifar10_20_4_8_k99",): "the closest are",
+        ("--entry=cifar100_29_64_8_k1",): "python -m gated_resnext.train --entry=cifar100_29_64_8_k1",
+        (): "give one of --workdir",
+    }
+    for flags, message in cases.items():
+        output = () if any(flag.startswith("--output") for flag in flags) else (f"--output={tmp_path / 'models'}",)
+        assert message in one_line(run(*flags, *output, data, cwd=tmp_path)), flags
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_damaged_network_is_named_and_nothing_is_written(trained, digits_dir, tmp_path):
+    workdir = tmp_path / "damaged"
+    workdir.mkdir()
+    for name in ("run.json", "result.json"):
+        (workdir / name).write_bytes((trained / name).read_bytes())
+    whole = (trained / "model.keras").read_bytes()
+    (workdir / "model.keras").write_bytes(whole[: len(whole) // 2])
+    error = one_line(run(f"--workdir={workdir}", f"--output={tmp_path / 'models'}", f"--data_dir={digits_dir}"))
+    assert "model.keras does not hold weights" in error
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_form_that_differs_is_not_written(trained, digits_dir, tmp_path, monkeypatch):
+    from export import formats, shipping
+    from gated_resnext.errors import UserError
+
+    def wrong(path):
+        return lambda images: np.full((len(images), 10), 0.1, np.float32)
+
+    broken = formats.FORMATS["tflite"]._replace(runner=wrong)
+    monkeypatch.setitem(formats.FORMATS, "tflite", broken)
+    model = zoo.load("digits_11_4_4_k1", trained / "model.keras")
+    pixels, classes = Images("optical_digits", RECIPES["digits"], digits_dir).test_batch(16)
+    with pytest.raises(UserError, match="tflite form does not compute"):
+        shipping.ship(model, tmp_path / "out", shipping.Probe(pixels, classes, "images"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_noise_checks_without_the_data_set(trained, tmp_path):
+    done = run(
+        f"--workdir={trained}",
+        f"--output={tmp_path}",
+        "--noise",
+        "--images=8",
+        "--formats=tflite",
+        "--data_dir=nowhere",
+    )
+    assert done.returncode == 0, done.stderr
+    receipt = files.read_json(tmp_path / "digits_11_4_4_k1" / "receipt.json")
+    assert receipt["top1"] is None and receipt["checked_on"] == "8 images of random pixels"
