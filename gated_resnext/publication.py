@@ -11,7 +11,6 @@ import numpy as np
 from gated_resnext import files, zoo
 from gated_resnext.data import Images
 from gated_resnext.errors import UserError
-from gated_resnext.model import GatedResNeXt
 from gated_resnext.recipes import RECIPES
 from gated_resnext.trainer import Run, read_metrics, top1
 

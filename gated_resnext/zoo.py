@@ -174,11 +174,10 @@ def _read_weights(model: GatedResNeXt, path: pathlib.Path) -> GatedResNeXt:
 
 
 def markdown(pattern: str = "*") -> str:
-    """The zoo as a table: what the paper reports beside what was measured here, which is blank where nothing was run."""
-    lines = [
-        "| network | wiring | parameters | paper: top-1 | paper: M parameters, pruned | here: top-1 | here: pruned | here: epochs |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    """The zoo as a Markdown table: what the paper reports beside what was measured here; blank where nothing was run."""
+    head = ("network", "wiring", "parameters", "paper: top-1", "paper: pruned, M")
+    head += ("here: top-1", "here: pruned", "here: epochs")
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name in names(pattern):
         row, paper, measured = entry(name), entry(name).paper, card(name)
         wiring = {"full": "full (ResNeXt)", "random": f"random, K = {row.fan_in}"}.get(row.wiring, f"K = {row.fan_in}")
