@@ -37,6 +37,7 @@ setup(
     install_requires=[
         "absl-py>=2.1",
         "ai-edge-litert>=2.0",
+        "flatbuffers>=24.3",
         "importlib_resources>=6.0",  # tensorflow-datasets 4.9.10 imports it and does not ask for it
         "keras>=3.15",
         "numpy>=1.26",
@@ -46,7 +47,6 @@ setup(
     ],
     extras_require={"test": TEST},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

@@ -6,9 +6,11 @@ import pathlib
 import tempfile
 from collections.abc import Callable
 
+import flatbuffers
 import keras
 import numpy as np
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema_fb
 
 from export import saved_model
 
@@ -23,7 +25,30 @@ def write(model: keras.Model, path: pathlib.Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         saved_model.write(model, pathlib.Path(folder))
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[saved_model.SIGNATURE])
-        path.write_bytes(converter.convert())
+        path.write_bytes(shared_buffers(converter.convert()))
+
+
+def shared_buffers(content: bytes | bytearray) -> bytes:
+    """The same .tflite with every constant stored once.
+
+    The converter writes the weights of a layer anew for each of its calls, such as the shortcut that the groups of a
+    module share.
+    """
+    model = schema_fb.ModelT.InitFromObj(schema_fb.Model.GetRootAs(bytearray(content), 0))
+    first: dict[bytes, int] = {}
+    place = []
+    for number, buffer in enumerate(model.buffers):
+        data = b"" if buffer.data is None else bytes(buffer.data)
+        place.append(first.setdefault(data, number) if data else number)
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            tensor.buffer = place[tensor.buffer]
+    for number, kept in enumerate(place):
+        if kept != number:
+            model.buffers[number].data = None
+    builder = flatbuffers.Builder(len(content))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
 
 
 def runner(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:

@@ -147,6 +147,7 @@ class _Training:
         self.schedule: tuple[Steps, ...] = run.recipe.steps(self.images.steps_per_epoch)
         self.phase = self.round = self.step = 0
         self.seconds = 0.0
+        self.fixed_model: GatedResNeXt | None = None
         self.wiring = Connectivity.initial(run.architecture, run.wiring, seed=run.seed)
 
     @property
@@ -192,6 +193,13 @@ class _Training:
 
     def _compiled(self, phase: Phase, state: dict[str, np.ndarray] | None) -> GatedResNeXt:
         """The network of a phase with its optimizer, holding `state` where there is one."""
+        if self.fixed_model is not None:  # built and traced in the phase before
+            optimizer = self.fixed_model.optimizer
+            with self.scope.scope():
+                for variable in optimizer.variables:
+                    variable.assign(keras.ops.zeros_like(variable))
+                optimizer.learning_rate = phase.learning_rate
+            return self.fixed_model
         recipe = self.run.recipe
         with self.scope.scope():
             model = self._network()
@@ -210,6 +218,8 @@ class _Training:
                 model.get_layer("standardize").mean_image.assign(self.images.mean_image())
             else:
                 _assign(model, state, with_optimizer=self.round > 0)
+        if not model.real_gates():
+            self.fixed_model = model
         return model
 
     def _freeze(self, state: dict[str, np.ndarray] | None) -> None:

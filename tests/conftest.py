@@ -12,7 +12,7 @@ def run_python():
     def run(*arguments, env=None, **options):
         return subprocess.run(
             [sys.executable, *map(str, arguments)],
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **(env or {})},
             capture_output=True,
             text=True,
             timeout=300,

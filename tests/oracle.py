@@ -136,7 +136,10 @@ def cross_entropy(logits, labels):
 
 
 def random_images(shape, *, batch, seed):
-    return np.random.default_rng(seed).integers(0, 256, (batch, *shape), dtype=np.uint8)
+    """Noise about a colour of its own for every image, so that the pooled features differ too."""
+    rng = np.random.default_rng(seed)
+    colours, noise = rng.uniform(0, 155, (batch, 1, 1, shape[-1])), rng.uniform(0, 101, (batch, *shape))
+    return (colours + noise).astype(np.uint8)
 
 
 def random_weights(weights, *, seed):
@@ -147,7 +150,7 @@ def random_weights(weights, *, seed):
         kind, shape = name.rsplit("/", 1)[-1], old.shape
         if kind == "kernel":
             fan_in = np.prod(shape[1:-1] if name.startswith("stage") else shape[:-1])
-            value = rng.normal(size=shape) / np.sqrt(fan_in)
+            value = rng.normal(scale=4.0 if name.startswith("stem") else 1.0, size=shape) / np.sqrt(fan_in)
         elif kind in ("gamma", "moving_variance"):
             value = rng.uniform(0.4, 1.6, shape)
         elif kind in ("beta", "moving_mean", "bias"):

@@ -175,7 +175,7 @@ def test_replacing_the_depth_derives_the_stages():
 
 
 def test_an_architecture_is_a_value():
-    assert SMALL == SMALL.replace() and hash(SMALL) == hash(SMALL.replace())
+    assert SMALL.replace() == SMALL and hash(SMALL) == hash(SMALL.replace())
     with pytest.raises(dataclasses.FrozenInstanceError):
         SMALL.depth = 20
     assert str(SMALL) == "{11,2,3}"

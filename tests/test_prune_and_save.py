@@ -30,7 +30,9 @@ runner = Interpreter(folder + "/model.tflite").get_signature_runner("serving_def
 answers["tflite"] = runner(images=images)
 
 import openvino
-model = openvino.Core().compile_model(openvino.convert_model(folder + "/saved_model"), "CPU")
+# Where the processor has bfloat16, OpenVINO would compute in it.
+precision = {"INFERENCE_PRECISION_HINT": "f32"}
+model = openvino.Core().compile_model(openvino.convert_model(folder + "/saved_model"), "CPU", precision)
 result = model({"images": images})
 names = {name: value for key, value in result.items() for name in key.names}
 answers["openvino"] = {"probabilities": names["probabilities"], "classes": names["classes"]}

@@ -129,7 +129,6 @@ GOOD = {"name": "good", "phases": (Phase(2, 0.1, 0.2), Phase(1, 0.1)), "batch_si
         ({"pad": -1}, "padding"),
         ({"crop": "middle"}, "crop must be 'pad' or 'resized'.*'middle'"),
     ],
-    ids=str,
 )
 def test_values_out_of_range_are_refused(changes, message):
     Recipe(**GOOD)

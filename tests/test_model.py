@@ -1,0 +1,469 @@
+import importlib.util
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import oracle
+import pytest
+import tensorflow as tf
+
+from gated_resnext import gates
+from gated_resnext.architecture import Architecture
+from gated_resnext.connectivity import Connectivity
+from gated_resnext.model import GatedResNeXt
+
+# A module that projects for its channels, one that does not, and one that projects for its stride.
+SMALL = Architecture(
+    depth=11,
+    width=2,
+    cardinality=3,
+    fan_in=2,
+    classes=5,
+    input_shape=(7, 8, 3),
+    stem_filters=4,
+    filters=6,
+    stages=(2, 1),
+)
+WIRING = (2, (((0, 1), (1,), (0,), (0, 1)), ((0, 2), (3,), (1, 2, 3))))
+LABELS = np.array([0, 3, 1, 4])
+NETWORKS = {
+    "learned": (SMALL, None),
+    "sum": (SMALL.replace(aggregation="sum", fan_in=1), None),
+    "real": (SMALL.replace(gates="real"), None),
+    "fixed": (SMALL, WIRING),
+    "fixed sum": (SMALL.replace(aggregation="sum"), WIRING),
+    "shared": (SMALL.replace(aggregation="shared", fan_in=3), None),
+    "conv3_pool": (SMALL.replace(stem="conv3_pool", input_shape=(9, 10, 1), stages=(1, 1, 1)), None),
+    "conv7_pool": (SMALL.replace(stem="conv7_pool", input_shape=(19, 16, 3)), WIRING),
+    "shared conv7_pool": (
+        SMALL.replace(aggregation="shared", fan_in=3, stem="conv7_pool", input_shape=(16, 19, 3)),
+        None,
+    ),
+    "one module": (SMALL.replace(depth=5, stages=(1,)), None),
+}
+
+
+def network(arch, wiring=None, *, seed=0, activation=None):
+    """A network of random weights, statistics and gates."""
+    model = GatedResNeXt(arch, wiring and Connectivity(*wiring), activation, seed=1)
+    model.assign_by_name(oracle.random_weights(model.weights_by_name(), seed=seed))
+    return model
+
+
+def mixings_of(model, training):
+    """The weights of every sum, as the paper has them; None for Eq. 1."""
+    arch = model.architecture
+    if arch.aggregation == "shared":
+        return None
+    if model.connectivity is not None:
+        fixed = oracle.gate_matrices((model.connectivity.first, model.connectivity.sources))
+        return [oracle.mixing(binary, arch.aggregation) for binary in fixed]
+    if arch.gates == "real":
+        return [np.float64(real) for real in model.real_gates()]
+    if training:
+        binary = [gates.draw(g.real_gates, arch.fan_in, seed=g.seed, step=int(g.step)).numpy() for g in model.gates]
+    else:
+        binary = [(np.argsort(np.argsort(-real, axis=1), axis=1) < arch.fan_in) for real in model.real_gates()]
+    return [oracle.mixing(b, arch.aggregation) for b in binary]
+
+
+def reference(model, weights, images, mixings, training=False):
+    arch = model.architecture
+    return oracle.forward(weights, images, mixings, stem=arch.stem, aggregation=arch.aggregation, training=training)
+
+
+def assert_close(result, expected, tolerance=1e-4):
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_evaluation_equals_the_oracle(name):
+    model = network(*NETWORKS[name])
+    images = oracle.random_images(model.architecture.input_shape, batch=3, seed=1)
+    expected = reference(model, model.weights_by_name(), images, mixings_of(model, training=False)).logits
+    assert_close(model(images, training=False), expected)
+    assert expected.std(axis=0).max() > 0.01 * np.abs(expected).max()  # the images do matter
+
+
+def test_the_head_gives_probabilities_unless_told_otherwise():
+    model = GatedResNeXt(SMALL)
+    images = oracle.random_images(SMALL.input_shape, batch=3, seed=14)
+    expected = reference(model, model.weights_by_name(), images, mixings_of(model, training=False))
+    np.testing.assert_allclose(model(images), expected.probabilities, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_equals_the_oracle_and_moves_every_statistic(name):
+    model = network(*NETWORKS[name])
+    images = oracle.random_images(model.architecture.input_shape, batch=4, seed=2)
+    before, mixings = model.weights_by_name(), mixings_of(model, training=True)
+    expected = reference(model, before, images, mixings, training=True)
+    assert_close(model(images, training=True), expected.logits, 1e-3)
+    after = model.weights_by_name()
+    assert set(expected.moving) == {name for name in after if "/moving_" in name}
+    for key, value in after.items():
+        if key in expected.moving:
+            assert_close(value, expected.moving[key])
+        elif key.endswith("/step"):
+            assert value == before[key] + (model.architecture.gates == "binary")
+        else:
+            np.testing.assert_array_equal(value, before[key])
+
+
+def finite_difference(loss, value, direction, step=1e-6):
+    return (loss(value + step * direction) - loss(value - step * direction)) / (2 * step)
+
+
+def finite_gate_gradients(model, weights, images, labels, mixings):
+    """dL/dg_jk of the loss in training for every gate, drawn or not, by differences of the oracle."""
+    found = []
+    for number, matrix in enumerate(mixings):
+
+        def loss(changed, number=number):
+            used = [changed if i == number else m for i, m in enumerate(mixings)]
+            return oracle.cross_entropy(reference(model, weights, images, used, training=True).logits, labels)
+
+        gradient = np.zeros(matrix.shape)
+        for index in np.ndindex(matrix.shape):
+            direction = np.zeros(matrix.shape)
+            direction[index] = 1.0
+            gradient[index] = finite_difference(loss, matrix, direction)
+        found.append(gradient)
+    return found
+
+
+def gradients(model, images, labels):
+    """Of the mean cross-entropy in training, by the name of the variable."""
+    with tf.GradientTape() as tape:
+        logits = model(images, training=True)
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+    values = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+    return {v.path: g.numpy() for v, g in zip(model.trainable_variables, values, strict=True)}
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "sum"])
+def test_gates_have_their_gradient_through_the_whole_network(aggregation):
+    model = network(SMALL.replace(aggregation=aggregation))
+    arch, images = model.architecture, oracle.random_images(SMALL.input_shape, batch=4, seed=3)
+    mixings = mixings_of(model, training=True)
+    expected = finite_gate_gradients(model, model.weights_by_name(), images, LABELS, mixings)
+    found = gradients(model, images, LABELS)
+    for gate, matrix, gradient in zip(model.gates, mixings, expected, strict=True):
+        assert (matrix == 0).any() and np.abs(gradient[matrix == 0]).min() > 1e-5  # those not drawn learn too
+        scale = arch.fan_in if arch.aggregation == "mean" else 1
+        assert_close(found[gate.real_gates.path], gradient / scale, 2e-3)
+
+
+@pytest.mark.parametrize("name", ["learned", "shared", "fixed"])
+def test_every_weight_has_its_gradient_through_the_whole_network(name):
+    model = network(*NETWORKS[name])
+    images = oracle.random_images(SMALL.input_shape, batch=4, seed=4)
+    weights, mixings = model.weights_by_name(), mixings_of(model, training=True)
+    rng = np.random.default_rng(5)
+    found = gradients(model, images, LABELS)
+    for key in (key for key in found if not key.endswith("/real_gates")):
+
+        def loss(changed, key=key):
+            result = reference(model, {**weights, key: changed}, images, mixings, training=True)
+            return oracle.cross_entropy(result.logits, LABELS)
+
+        # Along the gradient itself the difference is its norm; across it, no larger than the rounding.
+        along = found[key] / np.linalg.norm(found[key])
+        across = rng.normal(size=along.shape)
+        across -= along * np.sum(along * across)
+        np.testing.assert_allclose(
+            finite_difference(loss, np.float64(weights[key]), along), np.linalg.norm(found[key]), rtol=2e-3, err_msg=key
+        )
+        difference = finite_difference(loss, np.float64(weights[key]), across)
+        assert abs(difference) < 2e-3 * np.linalg.norm(found[key]) * np.linalg.norm(across) + 1e-6, key
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_all_ones_gates_under_the_mean_are_resnext(training):
+    shared = network(SMALL.replace(aggregation="shared", fan_in=3))
+    weights = shared.weights_by_name()
+    for key in weights:
+        if "/expand/norm/gamma" in key or "/expand/norm/beta" in key:
+            weights[key] = weights[key] * SMALL.cardinality
+    images = oracle.random_images(SMALL.input_shape, batch=4, seed=6)
+    expected = reference(shared, shared.weights_by_name(), images, None, training).logits
+    assert_close(shared(images, training=training), expected, 1e-3 if training else 1e-4)
+    full = Connectivity.full(SMALL.modules, SMALL.cardinality)
+    for gated in (GatedResNeXt(SMALL.replace(fan_in=3), full, None), GatedResNeXt(SMALL.replace(fan_in=3), None, None)):
+        # The norms of the last convolution see the same products, but their own scale: batch statistics are unchanged.
+        gated.assign_by_name(weights if not training else _scaled_statistics(weights), partial=True)
+        for gate in gated.gates:
+            assert gated.connectivity or np.all(np.asarray(gate.real_gates) > 0)
+        assert_close(gated(images, training=training), expected, 1e-3 if training else 1e-4)
+
+
+def _scaled_statistics(weights):
+    """In training the moving statistics play no part, so any will do."""
+    return {key: value + 1 if "/moving_" in key else value for key, value in weights.items()}
+
+
+def test_every_block_of_module_1_reads_the_stem():
+    model = network(SMALL)
+    before = [layer.name for layer in model.layers].index("stage1_module1")
+    assert model.layers[before - 1].name == "stem_relu"
+    assert [gate.name for gate in model.gates] == ["stage1_module2_gate", "stage2_module1_gate"]
+
+
+def test_gates_begin_uniform():
+    for real in GatedResNeXt(SMALL).real_gates():
+        np.testing.assert_allclose(real, np.full((3, 3), 1 / 3), rtol=1e-7)
+
+
+def test_no_convolution_has_a_bias():
+    biases = [name for name in network(SMALL).weights_by_name() if "bias" in name]
+    assert biases == ["classifier/bias"]
+
+
+def test_every_module_draws_its_own():
+    model = GatedResNeXt(Architecture(11, 2, 8, 4, filters=4, stem_filters=2), seed=0)
+    first, second = (gates.draw(g.real_gates, 4, seed=g.seed, step=0).numpy() for g in model.gates)
+    assert (first != second).any()
+
+
+def test_the_seed_decides_weights_and_draws():
+    one, same, other = (GatedResNeXt(SMALL, seed=seed) for seed in (4, 4, 5))
+    weights = one.weights_by_name()
+    for key, value in same.weights_by_name().items():
+        np.testing.assert_array_equal(value, weights[key])
+    different = [key for key, value in other.weights_by_name().items() if (value != weights[key]).any()]
+    assert different == [key for key in weights if key.endswith("/kernel")]
+    assert [g.seed for g in one.gates] == [g.seed for g in same.gates] != [g.seed for g in other.gates]
+    assert GatedResNeXt(SMALL).seed != GatedResNeXt(SMALL).seed
+
+
+def test_blocks_of_a_module_begin_differently():
+    kernels = GatedResNeXt(SMALL, seed=0).weights_by_name()["stage1_module1/conv/kernel"]
+    assert len({kernel.tobytes() for kernel in kernels}) == SMALL.cardinality
+
+
+@pytest.mark.parametrize("name", ["learned", "fixed", "shared", "real"])
+def test_the_wiring_it_evaluates_with(name):
+    model = network(*NETWORKS[name])
+    if name == "learned":
+        mixings = mixings_of(model, training=False)
+        assert [model.wiring().binary_gates(i + 2).tolist() for i in range(2)] == [(m > 0).tolist() for m in mixings]
+    else:
+        assert model.wiring() == (Connectivity(*WIRING) if name == "fixed" else Connectivity.full(3, 3))
+
+
+def test_images_may_be_bytes_or_floats():
+    model = network(SMALL)
+    images = oracle.random_images(SMALL.input_shape, batch=2, seed=7)
+    np.testing.assert_array_equal(model(images), model(images.astype(np.float32)))
+
+
+def test_mixed_precision_keeps_the_head_and_all_variables_in_float32():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = network(SMALL, activation="softmax")
+    finally:
+        keras.config.set_dtype_policy(before)
+    images = oracle.random_images(SMALL.input_shape, batch=3, seed=8)
+    assert model.get_layer("stage2_module1").compute_dtype == "bfloat16"
+    assert {v.dtype for v in model.variables} == {"float32", "int32"}
+    result = model(images)
+    assert result.dtype == tf.float32
+    expected = reference(model, model.weights_by_name(), images, mixings_of(model, training=False)).probabilities
+    assert 0 < np.abs(result - expected).max() < 0.1
+
+
+ROUND_TRIPS = {**{name: NETWORKS[name] for name in ("learned", "fixed", "shared", "real")}, "pruned": (SMALL, WIRING)}
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_keras_files_round_trip(name, tmp_path):
+    arch, wiring = ROUND_TRIPS[name]
+    if name == "pruned":
+        wiring = Connectivity(*wiring).pruned()
+        wiring = (wiring.first, wiring.sources)
+    model = network(arch, wiring, activation="softmax")
+    for gate in model.gates:
+        if gate.sources is None:
+            gate.step.assign(5)
+    model.save(tmp_path / "network.keras")
+    loaded = keras.saving.load_model(tmp_path / "network.keras")
+    assert isinstance(loaded, GatedResNeXt)
+    assert (loaded.architecture, loaded.connectivity, loaded.seed) == (arch, model.connectivity, model.seed)
+    assert loaded.wiring() == model.wiring()
+    weights = model.weights_by_name()
+    assert set(loaded.weights_by_name()) == set(weights)
+    for key, value in loaded.weights_by_name().items():
+        np.testing.assert_array_equal(value, weights[key], err_msg=key)
+    images = oracle.random_images(arch.input_shape, batch=2, seed=9)
+    np.testing.assert_array_equal(loaded(images), model(images))
+    # And the next draw is the one that would have come.
+    np.testing.assert_array_equal(loaded(images, training=True), model(images, training=True))
+
+
+def test_the_config_is_plain_json():
+    model = network(SMALL, WIRING)
+    assert GatedResNeXt.from_config(model.get_config()).get_config() == model.get_config()
+    assert keras.saving.serialize_keras_object(model.get_config())["connectivity"]["first"] == WIRING[0]
+
+
+def test_weights_go_from_one_network_to_another_by_name():
+    one, other = network(SMALL), GatedResNeXt(SMALL, None, None, seed=3)
+    other.assign_by_name(one.weights_by_name())
+    images = oracle.random_images(SMALL.input_shape, batch=2, seed=10)
+    np.testing.assert_array_equal(other(images), one(images))
+
+
+@pytest.mark.parametrize("broken", ["unknown", "missing", "shape"])
+def test_weights_of_another_network_are_refused_whole(broken):
+    model = network(SMALL)
+    values = oracle.random_weights(model.weights_by_name(), seed=11)
+    message = "the weights are of another network: .*classifier/"
+    if broken == "unknown":
+        values["classifier/kernels"] = np.zeros(3)
+    elif broken == "missing":
+        del values["classifier/bias"]
+    else:
+        values["classifier/bias"] = np.zeros(6)
+        message = r"classifier/bias has the shape \(5,\). Received: \(6,\)"
+    before = model.weights_by_name()
+    with pytest.raises(ValueError, match=message):
+        model.assign_by_name(values)
+    for key, value in model.weights_by_name().items():
+        np.testing.assert_array_equal(value, before[key])
+
+
+def test_a_wiring_of_another_depth_is_refused():
+    with pytest.raises(ValueError, match="the architecture has 3 modules. Received: a wiring of 4"):
+        GatedResNeXt(SMALL, Connectivity.full(4, 3))
+
+
+def test_resnext_takes_no_wiring():
+    with pytest.raises(ValueError, match="aggregation='shared' is wired fully; it takes no connectivity"):
+        GatedResNeXt(NETWORKS["shared"][0], Connectivity.full(3, 3))
+
+
+def in_another_process(code, *arguments, **environment):
+    """Runs the code with the arguments, and shows what it wrote should it fail."""
+    run = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+TWO_REPLICAS = """
+import sys
+import keras, numpy as np, tensorflow as tf
+from gated_resnext.model import GatedResNeXt
+from gated_resnext.optimizer import GateConnectSGD
+
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    model = keras.saving.load_model(sys.argv[1])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(GateConnectSGD(0.01, gate_learning_rate=0.02, l2=0.1), loss, jit_compile=False)
+given = np.load(sys.argv[2])
+batches = tf.data.Dataset.from_tensor_slices((given["images"], given["labels"])).batch(8)
+model.fit(batches, shuffle=False, verbose=0)
+after_one = model.weights_by_name()
+model.fit(batches.repeat(2), shuffle=False, verbose=0)
+copies = {
+    name: [copy.numpy() for copy in strategy.experimental_local_results(getattr(model.gates[0], name).value)]
+    for name in ("real_gates", "step")
+}
+np.savez(sys.argv[3], **copies, **after_one)
+"""
+
+
+def test_two_replicas_use_the_same_draw_and_count_a_step_once(tmp_path):
+    model = network(SMALL.replace(depth=8, stages=(1, 1)))
+    model.save(tmp_path / "network.keras")
+    images, labels = oracle.random_images(SMALL.input_shape, batch=8, seed=12), np.tile(LABELS, 2)
+    np.savez(tmp_path / "given.npz", images=images, labels=labels)
+    in_another_process(TWO_REPLICAS, tmp_path / "network.keras", tmp_path / "given.npz", tmp_path / "found.npz")
+    found = np.load(tmp_path / "found.npz")
+    assert found["step"].tolist() == [3, 3]
+    one, other = found["real_gates"]
+    np.testing.assert_array_equal(one, other)
+    assert np.abs(one - model.real_gates()[0]).max() > 1e-4
+
+    # One step is that of the two halves' mean gradient, both halves under the draw of step 0.
+    before, mixings, halves = model.weights_by_name(), mixings_of(model, training=True), []
+    statistics = [reference(model, before, half, mixings, True).moving for half in np.split(images, 2)]
+    for half, half_labels in zip(np.split(images, 2), np.split(labels, 2), strict=True):
+        for gate in model.gates:
+            gate.step.assign(0)
+        halves.append(gradients(model, half, half_labels))
+    for key, value in before.items():
+        if key in halves[0]:
+            gradient = (halves[0][key] + halves[1][key]) / 2
+            if key.endswith("/real_gates"):
+                clipped = np.clip(value - 0.02 * gradient, 0, 1)
+                expected = clipped / clipped.sum(axis=1, keepdims=True)
+            else:
+                expected = value - 0.01 * (gradient + (0.1 * value if key.endswith("/kernel") else 0))
+        elif key in statistics[0]:
+            expected = (statistics[0][key] + statistics[1][key]) / 2
+        elif key.endswith("/step"):
+            expected = 1
+        else:
+            expected = value
+        if key.startswith("stem_norm/mov"): print("DBG", key, found[key], expected, statistics[0][key], statistics[1][key])
+        np.testing.assert_allclose(found[key], expected, rtol=1e-4, atol=1e-5, err_msg=key)
+
+
+ON_JAX = """
+import sys
+import keras, numpy as np
+from gated_resnext import gates, model as _
+from gated_resnext.optimizer import GateConnectSGD
+
+assert keras.backend.backend() == "jax"
+model = keras.saving.load_model(sys.argv[1])
+given = np.load(sys.argv[2])
+before = np.asarray(model(given["images"], training=False))
+drawn = {
+    f"drawn{number}": np.asarray(gates.draw(gate.real_gates.value, gate.fan_in, seed=gate.seed, step=0))
+    for number, gate in enumerate(model.gates)
+}
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+model.compile(GateConnectSGD(0.01, gate_learning_rate=0.02, l2=0.1), loss)
+model.fit(given["images"], given["labels"], batch_size=4, verbose=0)
+np.savez(sys.argv[3], before=before, **drawn, **model.weights_by_name())
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
+def test_the_same_network_under_jax(tmp_path):
+    model = network(SMALL)
+    model.save(tmp_path / "network.keras")
+    images = oracle.random_images(SMALL.input_shape, batch=4, seed=13)
+    np.savez(tmp_path / "given.npz", images=images, labels=LABELS)
+    in_another_process(
+        ON_JAX,
+        *(tmp_path / name for name in ("network.keras", "given.npz", "found.npz")),
+        KERAS_BACKEND="jax",
+        JAX_PLATFORMS="cpu",
+    )
+    found, weights = np.load(tmp_path / "found.npz"), model.weights_by_name()
+    assert_close(found["before"], reference(model, weights, images, mixings_of(model, training=False)).logits)
+    mixings = []
+    for number in range(2):
+        np.testing.assert_array_equal(found[f"drawn{number}"].sum(axis=1), SMALL.fan_in)
+        mixings.append(oracle.mixing(found[f"drawn{number}"]))
+    expected = reference(model, weights, images, mixings, training=True)
+    for key, value in expected.moving.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
+    for gate, gradient in zip(model.gates, finite_gate_gradients(model, weights, images, LABELS, mixings), strict=True):
+        clipped = np.clip(np.asarray(gate.real_gates) - 0.02 * gradient / SMALL.fan_in, 0, 1)
+        projected = clipped / clipped.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(found[gate.real_gates.path], projected, rtol=1e-4, atol=1e-5)
+        assert found[gate.step.path] == 1
