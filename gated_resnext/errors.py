@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -26,12 +27,14 @@ def run(main: Callable[[list[str]], Any]) -> None:
         except OSError as error:  # a full disk, a folder without permission
             return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
         except KeyboardInterrupt:
-            return _fail("interrupted")
+            return _fail("interrupted; the same command starts again or goes on where it stopped")
+        except Exception as error:  # TensorFlow writes files too, and has errors of its own for them
+            if os.strerror(errno.ENOSPC) not in str(error):
+                raise
+            return _fail(str(error))
         return 0
 
-    os.environ.setdefault(
-        "TF_CPP_MIN_LOG_LEVEL", "2"
-    )  # before TensorFlow is imported: it announces its build otherwise
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow, once imported, announces its build otherwise
     logging.set_verbosity(logging.WARNING)
     app.run(guarded)
 

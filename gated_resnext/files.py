@@ -35,6 +35,10 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except OSError as error:
+        if error.filename is None or str(holder) in str(error.filename):
+            error.filename = str(path)
+        raise
     finally:
         shutil.rmtree(holder, ignore_errors=True)
 

@@ -25,7 +25,10 @@ def main(argv: list[str]) -> None:
     from gated_resnext import publication
 
     card = publication.publish(
-        pathlib.Path(WORKDIR.value), pathlib.Path(ZOO.value), data_dir=DATA_DIR.value, hardware=HARDWARE.value
+        pathlib.Path(WORKDIR.value).expanduser(),
+        pathlib.Path(ZOO.value).expanduser(),
+        data_dir=DATA_DIR.value,
+        hardware=HARDWARE.value,
     )
     print(
         f"Published {card['entry']}: top-1 {100 * card['top1']:.2f} % after {card['epochs']:g} of the paper's "

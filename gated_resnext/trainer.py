@@ -141,9 +141,10 @@ class _Training:
             raise UserError(
                 f"the batch of {run.recipe.batch_size} does not divide into {scope.num_replicas_in_sync} replicas"
             )
-        _claim(run, workdir)
-        _keep_freed_memory()
+        _check_workdir(run, workdir)
         self.images = Images(run.dataset, run.recipe, data_dir)
+        files.write_json(workdir / "run.json", run.to_dict())
+        _keep_freed_memory()
         self.schedule: tuple[Steps, ...] = run.recipe.steps(self.images.steps_per_epoch)
         self.phase = self.round = self.step = 0
         self.seconds = 0.0
@@ -392,8 +393,8 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _claim(run: Run, workdir: pathlib.Path) -> None:
-    """Makes the workdir this run's, or finds that it is."""
+def _check_workdir(run: Run, workdir: pathlib.Path) -> None:
+    """Finds that the workdir is this run's, or that nothing is in it."""
     if (workdir / "run.json").is_file():
         found = Run.read(workdir)
         if found != run:
@@ -410,7 +411,6 @@ def _claim(run: Run, workdir: pathlib.Path) -> None:
         return
     if workdir.is_dir() and any(workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
-    files.write_json(workdir / "run.json", run.to_dict())
 
 
 def _brief(value: Any) -> str:

@@ -452,8 +452,8 @@ def test_streamed_test_images_are_pillows_central_crops(streamed):
     images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
     assert sorted(labels.tolist()) == list(range(7))
     for image, label in zip(images, labels, strict=True):
-        # Two decoders of JPEG may round in their own ways.
-        assert np.abs(image.astype(int) - expected[label]).mean() < 1
+        # TensorFlow's decoder takes the fast transform: about one level darker. A place beside would be over four off.
+        assert np.abs(image.astype(int) - expected[label]).mean() < 2
     assert_same_batches(listed(streamed().test(3)), batches)
 
 
@@ -461,7 +461,7 @@ def test_streamed_mean_image_is_that_of_the_central_crops(streamed, monkeypatch)
     expected = np.mean(list(pil_crops("train").values()), 0)
     mean = streamed().mean_image()
     assert (mean.shape, mean.dtype) == ((32, 24, 3), np.float32)
-    assert np.abs(mean - expected).mean() < 0.5
+    assert np.abs(mean - expected).mean() < 2  # as above
     monkeypatch.setattr(data, "MEAN_IMAGES", 1)
     only = streamed()
     first = listed(only._plain("train").take(1))[0][0]
