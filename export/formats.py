@@ -15,15 +15,25 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 class Format(NamedTuple):
-    """`filename` within the export; functions that write it, load it as uint8 images -> probabilities, and size it."""
+    """How a network becomes files.
+
+    `filename` is the file's or folder's within the export; `write(compact graph, path, training images)` makes it;
+    `runner(path)` loads it as a function from uint8 images to probabilities; `size(path)` counts its bytes; `exact`
+    tells whether it must give the same probabilities, or may lose accuracy within a bound.
+    """
 
     filename: str
-    write: Callable[[keras.Model, pathlib.Path], None]
+    write: Callable[[keras.Model, pathlib.Path, np.ndarray], None]
     runner: Callable[[pathlib.Path], Run]
     size: Callable[[pathlib.Path], int]
+    exact: bool = True
 
 
 FORMATS = {
     "saved_model": Format("saved_model", saved_model.write, saved_model.runner, saved_model.size),
     "tflite": Format("model.tflite", tflite.write, tflite.runner, tflite.size),
+    "tflite_float16": Format("model_float16.tflite", tflite.write_float16, tflite.runner, tflite.size, exact=False),
+    "tflite_dynamic": Format("model_dynamic.tflite", tflite.write_dynamic, tflite.runner, tflite.size, exact=False),
+    "tflite_int8": Format("model_int8.tflite", tflite.write_int8, tflite.runner, tflite.size, exact=False),
 }
+DEFAULT = ("saved_model", "tflite")

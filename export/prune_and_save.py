@@ -20,8 +20,14 @@ from gated_resnext.datasets.table import DATASETS
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training.")
 ENTRY = flags.DEFINE_string("entry", None, "Network of the zoo with published weights, instead of a workdir.")
 OUTPUT = flags.DEFINE_string("output", "models", "Folder to write <entry>/ into.")
-FORMATS = flags.DEFINE_list("formats", ["saved_model", "tflite"], "What to write: saved_model, tflite.")
+FORMATS = flags.DEFINE_list(
+    "formats",
+    ["saved_model", "tflite"],
+    "What to write: saved_model, tflite, tflite_float16, tflite_dynamic (int8 weights), tflite_int8.",
+)
+MAX_TOP1_DROP = flags.DEFINE_float("max_top1_drop", 0.5, "Points of top-1 that a quantised format may lose.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
+SAMPLES = 256  # training images on which int8 measures its ranges
 IMAGES = flags.DEFINE_integer("images", 1000, "Test images to check on, from the first; 0 for all.", lower_bound=0)
 NOISE = flags.DEFINE_bool("noise", False, "Check on random pixels, where the data set is not at hand; no top-1 then.")
 
@@ -47,7 +53,13 @@ def main(argv: list[str]) -> None:
         model = zoo.load(name, pathlib.Path(WORKDIR.value).expanduser() / "model.keras")
     probe, labels = _probe(dataset, model.input_shape[1:])
     receipt = shipping.ship(
-        model, output, probe, formats=formats, labels=labels, say=functools.partial(print, flush=True)
+        model,
+        output,
+        probe,
+        formats=formats,
+        max_top1_drop=MAX_TOP1_DROP.value,
+        labels=labels,
+        say=functools.partial(print, flush=True),
     )
     print("\n" + _receipt(receipt, output))
 
@@ -73,7 +85,8 @@ def _probe(dataset: str, shape: tuple[int, ...]):  # type: ignore[no-untyped-def
 
     images = Images(dataset, recipes.RECIPES[DATASETS[dataset].recipe], DATA_DIR.value)
     pixels, classes = images.test_batch(count or 10**9)
-    return Probe(pixels, classes, f"test images of {dataset}"), images.labels
+    samples = images.samples(SAMPLES) if any("int8" in name for name in FORMATS.value) else pixels[:0]
+    return Probe(pixels, classes, f"test images of {dataset}", samples), images.labels
 
 
 def _receipt(receipt: dict, output: pathlib.Path) -> str:
@@ -84,12 +97,12 @@ def _receipt(receipt: dict, output: pathlib.Path) -> str:
         f"  parameters  {before:,} -> {after:,} ({100 * (after / before - 1):+.1f} %); "
         f"{receipt['parameters_compact']:,} with batch norm folded",
         "",
-        f"  {'form':12} {'top-1':>8} {'max |difference|':>17} {'bytes':>12}",
-        f"  {'trained':12} {_percent(receipt['top1']):>8}",
+        f"  {'form':14} {'top-1':>8} {'max |difference|':>17} {'bytes':>12}",
+        f"  {'trained':14} {_percent(receipt['top1']):>8}",
     ]
     for check in receipt["checks"]:
         size = f"{check['bytes']:,}" if "bytes" in check else ""
-        lines.append(f"  {check['form']:12} {_percent(check['top1']):>8} {check['max_difference']:17.1e} {size:>12}")
+        lines.append(f"  {check['form']:14} {_percent(check['top1']):>8} {check['max_difference']:17.1e} {size:>12}")
     return "\n".join([*lines, "", f"Written to {output}"])
 
 

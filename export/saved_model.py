@@ -12,7 +12,7 @@ import tensorflow as tf
 SIGNATURE = "serving_default"
 
 
-def write(model: keras.Model, folder: pathlib.Path) -> None:
+def write(model: keras.Model, folder: pathlib.Path, samples: np.ndarray | None = None) -> None:
     """Writes a compact graph as a SavedModel.
 
     Its signature `serving_default` takes `images`, uint8 (batch, height, width, channels), and returns `probabilities`,
@@ -21,11 +21,12 @@ def write(model: keras.Model, folder: pathlib.Path) -> None:
     Args:
         model: what `compact` returned.
         folder: new folder of the SavedModel.
+        samples: training images; not needed here.
     """
     module = tf.Module()
     # The variables alone: keras.export.ExportArchive stores them twice, once under the model and once under its layers.
     module.weights = [variable.value for variable in model.variables]
-    spec = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="images")
+    spec = tf.TensorSpec((None, *model.input_shape[1:]), model.inputs[0].dtype, name="images")
     module.serve = tf.function(signature(model), input_signature=[spec], autograph=False)
     tf.saved_model.save(module, str(folder), signatures={SIGNATURE: module.serve})
 

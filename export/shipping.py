@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from export.compact import compact
-from export.formats import FORMATS, Run
+from export.formats import DEFAULT, FORMATS, Run
 from gated_resnext import files
 from gated_resnext.errors import UserError
 from gated_resnext.model import GatedResNeXt
@@ -22,11 +22,15 @@ BATCH = 128
 
 
 class Probe(NamedTuple):
-    """What the files are checked on: images, uint8 (n, height, width, channels), labels or None, and their origin."""
+    """What the files are checked on: images, uint8 (n, height, width, channels), labels or None, and their origin.
+
+    `samples` are training images, of the same shape, on which the quantised formats measure their ranges.
+    """
 
     images: np.ndarray
     labels: np.ndarray | None
     origin: str
+    samples: np.ndarray | None = None
 
 
 def choose(formats: Sequence[str]) -> list[str]:
@@ -46,7 +50,8 @@ def ship(
     output: str | os.PathLike[str],
     probe: Probe,
     *,
-    formats: Sequence[str] = tuple(FORMATS),
+    formats: Sequence[str] = DEFAULT,
+    max_top1_drop: float = 0.5,
     labels: Sequence[str] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -59,6 +64,7 @@ def ship(
         output: the new folder.
         probe: the images to prove it on.
         formats: keys of `FORMATS`.
+        max_top1_drop: percentage points of top-1 that a quantised format may lose.
         labels: names of the classes.
         say: is told what begins.
 
@@ -66,12 +72,17 @@ def ship(
         The receipt, as `receipt.json` holds it.
 
     Raises:
-        UserError: if `output` exists, a format is unknown, or a file does not compute the same function.
+        UserError: if `output` exists, a format is unknown or needs real images and has none, or a file does not compute
+            the same function, or loses too much accuracy.
     """
     output = pathlib.Path(output)
     chosen = choose(formats)
     if output.exists():
         raise UserError(f"{output} exists already; remove it or choose another --output")
+    lossy = [name for name in chosen if not FORMATS[name].exact]
+    if lossy and (probe.labels is None or probe.samples is None):
+        raise UserError(f"{lossy[0]} is checked by its top-1, which needs the data set's images; not with --noise")
+    samples = probe.images[:0] if probe.samples is None else probe.samples
     arch, wiring = model.architecture, model.wiring()
     pruned = prune(model)
     small = compact(pruned)
@@ -84,8 +95,9 @@ def ship(
             form = FORMATS[name]
             path = folder / form.filename
             say(f"Writing and checking {form.filename}")
-            form.write(small, path)
-            checks.append({**_check(name, form.runner(path), reference, probe), "bytes": form.size(path)})
+            form.write(small, path, samples)
+            drop = None if form.exact else max_top1_drop
+            checks.append({**_check(name, form.runner(path), reference, probe, drop), "bytes": form.size(path)})
         if labels:
             (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
         receipt = {
@@ -109,16 +121,25 @@ def run_in_batches(run: Run, images: np.ndarray) -> np.ndarray:
     return np.concatenate([run(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
 
 
-def _check(name: str, run: Run, reference: np.ndarray, probe: Probe) -> dict[str, Any]:
-    """The difference from the reference and the accuracy of one form of the network."""
+def _check(
+    name: str, run: Run, reference: np.ndarray, probe: Probe, max_top1_drop: float | None = None
+) -> dict[str, Any]:
+    """The difference from the reference and the accuracy of one form of the network, neither beyond its bound."""
     probabilities = run_in_batches(run, probe.images)
     difference = float(np.abs(probabilities - reference).max())
-    if not difference <= TOLERANCE:
+    top1, before = _top1(probabilities, probe.labels), _top1(reference, probe.labels)
+    if max_top1_drop is not None and top1 is not None and before is not None:
+        if not 100 * (before - top1) <= max_top1_drop:
+            raise UserError(
+                f"{name} reaches {100 * top1:.2f} % top-1 where the trained network reaches {100 * before:.2f} %, and "
+                f"may lose {max_top1_drop:g} points (--max_top1_drop); nothing was written"
+            )
+    elif not difference <= TOLERANCE:
         raise UserError(
             f"the {name} form does not compute what the trained network does: probabilities differ by "
             f"{difference:.2g}, more than {TOLERANCE:g}; nothing was written"
         )
-    return {"form": name, "max_difference": difference, "top1": _top1(probabilities, probe.labels)}
+    return {"form": name, "max_difference": difference, "top1": top1}
 
 
 def _top1(probabilities: np.ndarray, labels: np.ndarray | None) -> float | None:

@@ -152,6 +152,11 @@ class Images:
         images, labels = next(iter(self.test(count)))
         return images.numpy(), labels.numpy()
 
+    def samples(self, count: int) -> np.ndarray:
+        """The first `count` training images, cropped as test images are."""
+        images, _ = next(iter(self._plain("train").batch(count)))
+        return images.numpy()
+
     def _plain(self, split: str) -> tf.data.Dataset:
         height, width, _ = self.info.input_shape
         if self.info.streamed:

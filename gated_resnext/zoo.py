@@ -175,8 +175,8 @@ def _read_weights(model: GatedResNeXt, path: pathlib.Path) -> GatedResNeXt:
 
 def markdown(pattern: str = "*") -> str:
     """The zoo as a Markdown table: what the paper reports beside what was measured here, blank where nothing was."""
-    head = ("network", "wiring", "parameters", "paper: top-1", "paper: pruned, M")
-    head += ("here: top-1", "here: pruned", "here: epochs")
+    head = ["network", "wiring", "parameters", "paper: top-1", "paper: pruned, M"]
+    head += ["here: top-1", "here: pruned", "here: epochs"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name in names(pattern):
         row, paper, measured = entry(name), entry(name).paper, card(name)

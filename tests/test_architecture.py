@@ -157,7 +157,7 @@ def test_parameters_of_full_blocks_are_those_of_none():
 
 
 def test_a_wiring_of_another_length_cannot_be_counted():
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="shorter"):
         SMALL.parameters((3, 3))
 
 

@@ -69,6 +69,11 @@ def test_fewer_than_k_gates_take_the_rest_among_the_zeros_alike():
     assert oracle.chi_square(drawn[:, [0, 2, 4, 5]].sum(axis=0), [2250] * 4) < 1
 
 
+def test_the_smallest_gate_goes_before_a_zero():
+    drawn = gates.draw(np.tile(np.float32([1, 1e-9, 0, 0, 0, 0]), (20000, 1)), 2, seed=3, step=2).numpy()
+    np.testing.assert_array_equal(drawn, np.tile([1, 1, 0, 0, 0, 0], (20000, 1)))
+
+
 def gate_rows(branches, rows):
     """Rows that sum to 1, of gates that are zero or at least 1e-6 of the largest."""
     value = st.one_of(st.just(0.0), st.floats(1e-6, 1.0))
@@ -120,7 +125,7 @@ def projected(real_gates):
 )
 def test_project_clips_then_normalises(rows):
     result = gates.project(np.float32(rows)).numpy()
-    np.testing.assert_allclose(result, projected(rows), rtol=1e-6)
+    np.testing.assert_allclose(result, projected(rows), rtol=1e-6, atol=1e-30)
     np.testing.assert_allclose(result.sum(axis=1), 1.0, rtol=1e-6)
     assert (result >= 0).all() and (result <= 1).all()
 

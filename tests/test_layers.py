@@ -302,16 +302,19 @@ def test_moving_statistics_have_momentum_nine_tenths_and_biased_variance(narrow,
     np.testing.assert_allclose(layer.norm.moving_variance, variance, rtol=1e-4)
 
 
-def normalised(z, norm, axes, training):
-    mean, variance = (np.float64(np.asarray(v)) for v in (norm.moving_mean, norm.moving_variance))
+def normalised(z, norm, block, training=False):
+    """Batch norm of one block in float64."""
+    gamma, beta, mean, variance = (np.float64(np.asarray(variable))[block] for variable in norm.variables)
     if training:
+        axes = tuple(range(z.ndim - 1))
         mean, variance = z.mean(axes), z.var(axes)
-    return (z - mean) / np.sqrt(variance + 1e-5) * np.asarray(norm.gamma) + np.asarray(norm.beta)
+    return (z - mean) / np.sqrt(variance + 1e-5) * gamma + beta
 
 
 def randomise(norm, seed):
     rng = np.random.default_rng(seed)
-    for variable in (norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance):
+    assert [variable.name for variable in norm.variables] == ["gamma", "beta", "moving_mean", "moving_variance"]
+    for variable in norm.variables:
         variable.assign(rng.uniform(0.5, 1.5, variable.shape))
 
 
@@ -324,17 +327,9 @@ def test_pointwise_convolution_and_norm(narrow, wide, same_input, merge, trainin
     randomise(layer.norm, 9)
     x = np.random.default_rng(10).normal(size=(7, narrow) if same_input else (2, 7, narrow)).astype(np.float32)
     product = np.float64(x) @ np.float64(np.asarray(layer.kernel))
-    expected = np.stack([normalised(product[j], _block(layer.norm, j), 0, training) for j in range(2)])
+    expected = np.stack([normalised(product[j], layer.norm, j, training) for j in range(2)])
     expected = expected.sum(axis=0) if merge == "sum" else expected
     np.testing.assert_allclose(layer(x, training=training), expected, rtol=1e-4, atol=1e-5)
-
-
-class _block:
-    """The norm of one block."""
-
-    def __init__(self, norm, j):
-        for name in ("gamma", "beta", "moving_mean", "moving_variance"):
-            setattr(self, name, np.asarray(getattr(norm, name))[j])
 
 
 @pytest.mark.parametrize("size", [(6, 8), (7, 5), (8, 5), (1, 1)])
@@ -347,7 +342,7 @@ def test_3x3_convolutions_pad_one_on_every_side(stride, size):
     result = layer(x).numpy()
     for j in range(2):
         convolved = oracle.convolve(np.float64(x[j]), np.float64(np.asarray(layer.kernel)[j]), stride, padding=1)
-        expected = normalised(convolved, _block(layer.norm, j), None, False)
+        expected = normalised(convolved, layer.norm, j)
         np.testing.assert_allclose(result[j], expected, rtol=1e-4, atol=1e-5)
 
 

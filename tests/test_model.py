@@ -193,17 +193,10 @@ def test_all_ones_gates_under_the_mean_are_resnext(training):
     expected = reference(shared, shared.weights_by_name(), images, None, training).logits
     assert_close(shared(images, training=training), expected, 1e-3 if training else 1e-4)
     full = Connectivity.full(SMALL.modules, SMALL.cardinality)
-    for gated in (GatedResNeXt(SMALL.replace(fan_in=3), full, None), GatedResNeXt(SMALL.replace(fan_in=3), None, None)):
-        # The norms of the last convolution see the same products, but their own scale: batch statistics are unchanged.
-        gated.assign_by_name(weights if not training else _scaled_statistics(weights), partial=True)
-        for gate in gated.gates:
-            assert gated.connectivity or np.all(np.asarray(gate.real_gates) > 0)
+    for wiring in (full, None):  # where gates are learned, K = C draws them all
+        gated = GatedResNeXt(SMALL.replace(fan_in=3), wiring, None)
+        gated.assign_by_name(weights, partial=True)
         assert_close(gated(images, training=training), expected, 1e-3 if training else 1e-4)
-
-
-def _scaled_statistics(weights):
-    """In training the moving statistics play no part, so any will do."""
-    return {key: value + 1 if "/moving_" in key else value for key, value in weights.items()}
 
 
 def test_every_block_of_module_1_reads_the_stem():
@@ -439,7 +432,7 @@ from gated_resnext.optimizer import GateConnectSGD
 assert keras.backend.backend() == "jax"
 model = keras.saving.load_model(sys.argv[1])
 given = np.load(sys.argv[2])
-before = np.asarray(model(given["images"], training=False))
+before = model.predict(given["images"], verbose=0)
 (gate,) = model.gates
 drawn = np.asarray(gates.draw(gate.real_gates.value, gate.fan_in, seed=gate.seed, step=0))
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -126,7 +126,7 @@ def test_what_a_user_can_get_wrong(exported, trained, digits_dir, tmp_path):
     folder, _ = exported
     data = f"--data_dir={digits_dir}"
     cases = {
-        ("--formats=onnx", f"--workdir={trained}"): "formats must be out of saved_model, tflite. Received: onnx",
+        ("--formats=onnx", f"--workdir={trained}"): "Received: onnx",
         (f"--output={folder.parent}", f"--workdir={trained}"): f"{folder} exists already",
         ("--workdir=nowhere",): "nowhere has no trained network",
         ("--entry=cifar10_20_4_8_k99",): "the closest are",
@@ -165,6 +165,30 @@ def test_a_form_that_differs_is_not_written(trained, digits_dir, tmp_path, monke
     with pytest.raises(UserError, match="tflite form does not compute"):
         shipping.ship(model, tmp_path / "out", shipping.Probe(pixels, classes, "images"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_quantised_formats_keep_their_accuracy(trained, digits_dir, tmp_path):
+    formats = ("tflite", "tflite_float16", "tflite_dynamic", "tflite_int8")
+    done = run(
+        f"--workdir={trained}",
+        f"--output={tmp_path}",
+        f"--data_dir={digits_dir}",
+        f"--formats={','.join(formats)}",
+        "--max_top1_drop=2",
+    )
+    assert done.returncode == 0, done.stderr
+    checks = {check["form"]: check for check in files.read_json(tmp_path / "digits_11_4_4_k1/receipt.json")["checks"]}
+    assert all(100 * (checks["tflite"]["top1"] - checks[form]["top1"]) <= 2 for form in formats)
+    sizes = [checks[form]["bytes"] for form in formats]
+    assert sizes[1] < 0.65 * sizes[0] and max(sizes[2:]) < 0.5 * sizes[0]
+
+
+def test_a_format_that_loses_accuracy_is_not_written(trained, digits_dir, tmp_path):
+    flags = (f"--workdir={trained}", f"--output={tmp_path / 'models'}", f"--data_dir={digits_dir}")
+    error = one_line(run(*flags, "--formats=tflite_int8", "--max_top1_drop=-100.5"))
+    assert "may lose -100.5 points (--max_top1_drop); nothing was written" in error
+    assert "not with --noise" in one_line(run(*flags, "--formats=tflite_int8", "--noise"))
+    assert not list(tmp_path.rglob("*.tflite"))
 
 
 def test_noise_checks_without_the_data_set(trained, tmp_path):

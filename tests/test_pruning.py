@@ -27,9 +27,15 @@ def counted(model):
     return sum(int(np.prod(v.shape)) for v in model.trainable_variables if not v.path.endswith("/real_gates"))
 
 
+def images_matter(model):
+    """Whether no ReLU left everything at zero."""
+    outputs = np.asarray(model(IMAGES))
+    return outputs.std(axis=0).max() > 1e-3 * np.abs(outputs).max()
+
+
 def assert_same_function(one, other):
+    assert images_matter(other)
     result, expected = np.asarray(one(IMAGES)), np.asarray(other(IMAGES))
-    hypothesis.assume(expected.std(axis=0).max() > 1e-3 * np.abs(expected).max())  # no ReLU left everything at zero
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -44,6 +50,7 @@ def assert_same_function(one, other):
 def test_the_pruned_network_is_the_same_function_and_no_larger_than_it_says(wiring, aggregation, seed):
     arch = SMALL.replace(aggregation=aggregation)
     model = network(arch, Connectivity(*wiring), seed=seed)
+    hypothesis.assume(images_matter(model))
     pruned = prune(model)
     assert_same_function(pruned, model)
     blocks = tuple(map(len, oracle.read_by_the_head(wiring)))

@@ -1,0 +1,174 @@
+import concurrent.futures
+import json
+import os
+import pathlib
+import re
+import shutil
+
+import keras
+import pytest
+
+K1 = "digits_11_4_4_k1"
+MODULE = "gated_resnext.train"
+# Without a network, tensorflow-datasets tries ten times, over three minutes; this is the same command that tries once.
+OFFLINE = f"""
+import runpy
+from tensorflow_datasets.core.download import downloader
+downloader.MAX_RETRIES = 0
+runpy.run_module("{MODULE}", run_name="__main__", alter_sys=True)
+"""
+NO_NETWORK = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+NO_NETWORK |= {"no_proxy": "", "NO_PROXY": ""}
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def first(run_python, digits_dir, tmp_path_factory):
+    """The command on an empty folder: what it printed, and the workdir."""
+    folder = tmp_path_factory.mktemp("first")
+    flags = (f"--entry={K1}", "--epochs_scale=0.02", "--workdir=run", f"--data_dir={digits_dir}")
+    return run_python("-m", MODULE, *flags, cwd=folder), folder / "run"
+
+
+def test_the_command_trains_and_says_what_came_out(first):
+    done, workdir = first
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "error:" not in done.stderr
+    result = json.loads((workdir / "result.json").read_text())
+    assert done.stdout.endswith("\nNext: python -m export.prune_and_save --workdir=run --output=models\n")
+    for number, line in enumerate(re.findall(r"^Phase \d of 4: .*", done.stdout, re.MULTILINE), start=1):
+        assert line.startswith(f"Phase {number} of 4: ")
+        assert ("gates learned at rate 0.2" in line) == (number == 1) and ("wiring fixed" in line) == (number > 1)
+    for part in (
+        # 22 steps an epoch: 0.48, 0.4, 0.2 and 0.2 epochs are 11 + 9 + 4 + 4 steps.
+        f"Trained {K1} on optical_digits: {round(28 / 22, 3):g} epochs (0.02 of the schedule 'digits')",
+        f"{100 * result['top1']:.2f} % of 360 test images",
+        f"{' '.join(map(str, result['active_blocks']))} of 4 4 4",
+        f"93,754; {result['parameters_pruned']:,} after pruning",
+        "run/model.keras",
+    ):
+        assert part in done.stdout
+    assert done.stdout.count("minutes_left") == 4
+    assert (result["seed"], result["steps"]) == (0, 28)
+    assert keras.saving.load_model(workdir / "model.keras").architecture.fan_in == 1
+
+
+def test_the_same_command_again_trains_no_more(first, run_python, digits_dir, tmp_path):
+    workdir = shutil.copytree(first[1], tmp_path / "run")
+    flags = (f"--entry={K1}", "--epochs_scale=0.02", "--workdir=run", f"--data_dir={digits_dir}")
+    done = run_python("-m", MODULE, *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"Resuming {K1} after step 28 of 28\n" in done.stdout and "Phase" not in done.stdout
+    assert done.stdout.splitlines()[-8:] == first[0].stdout.splitlines()[-8:]
+    before, after = contents(first[1]), contents(workdir)
+    assert set(after) == set(before)
+    assert {name for name in before if after[name] != before[name]} <= {"model.keras"}
+
+
+def test_the_defaults_are_the_documented_ones(run_python, tmp_path):
+    done = run_python("-m", MODULE, "--help", cwd=tmp_path)
+    for name, default in (("entry", f"'{K1}'"), ("epochs_scale", "'1.0'"), ("seed", "'0'"), ("strategy", "'auto'")):
+        assert re.search(rf"--{name}: [^-]*\(default: {default}\)", done.stdout, re.DOTALL), name
+    for name in ("recipe", "workdir", "data_dir"):
+        assert f"--{name}:" in done.stdout
+    assert os.listdir(tmp_path) == []
+
+
+# Mistakes. Flags, and what the line of the error must match; {data} is a data_dir with the digits, {empty} one without,
+# {other} the workdir of another entry, {file} a file.
+MISTAKES = {
+    "unknown entry": (["--entry=digit_11_4_4_k1"], f"no network 'digit_11_4_4_k1'.*closest are {K1}, .*, .*"),
+    "unknown recipe": (["--recipe=adam"], "recipe must be one of cifar, .*digits. Received: 'adam'"),
+    "no epochs": (["--epochs_scale=0"], "epochs_scale must be above 0. Received: 0"),
+    "negative epochs": (["--epochs_scale=-1"], "epochs_scale must be above 0. Received: -1"),
+    "nan epochs": (["--epochs_scale=nan"], "epochs_scale must be above 0. Received: nan"),
+    "infinite epochs": (["--epochs_scale=inf"], "epochs_scale must be above 0. Received: inf"),
+    "unknown strategy": (["--strategy=tpu"], "strategy must be one of auto, one_device, mirrored. Received: 'tpu'"),
+    "stray argument": ([K1], f"unexpected argument '{K1}'"),
+    "unknown flag": (["--epoch_scale=0.1"], "epoch_scale"),
+    "negative seed": (["--seed=-1"], "seed"),
+    "no data": (["--entry=cifar100_20_4_8_k1", "--data_dir={empty}"], "cifar100 is not in {empty} .*--data_dir=FOLDER"),
+    "no archives": (
+        ["--entry=mini_imagenet_20_4_8_k1", "--data_dir={empty}"],
+        "mini_imagenet is not in {empty} .*put mini_imagenet_train.tar.gz .* into DATA_DIR/downloads/manual",
+    ),
+    "another entry": (
+        ["--entry=digits_11_4_4_k2", "--workdir={other}", "--data_dir={data}"],
+        f"belongs to another run .*entry is {K1} there and digits_11_4_4_k2 here.*choose another --workdir",
+    ),
+    "a file": (["--workdir={file}", "--data_dir={data}"], "{file}"),
+    "no folder to be": (["--workdir=/proc/run", "--data_dir={data}"], "/proc/run"),
+    "read only": (["--workdir={read_only}/run", "--data_dir={data}"], "Permission denied: .*{read_only}/run"),
+}
+
+
+@pytest.fixture(scope="module")
+def places(trained, digits_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("places")
+    (folder / "file").write_text("precious")
+    (folder / "read_only").mkdir(mode=0o555)
+    shutil.copytree(trained, folder / "other")
+    (folder / "empty").mkdir()
+    return {name: folder / name for name in ("file", "read_only", "other", "empty")} | {"data": digits_dir}
+
+
+@pytest.fixture(scope="module")
+def mistaken(places, run_python, tmp_path_factory):
+    """Every mistake's command, two at a time: (what it printed, the folder it ran in)."""
+
+    def run(name):
+        folder = tmp_path_factory.getbasetemp() / f"mistake_{name.replace(' ', '_')}"
+        folder.mkdir()
+        flags = [flag.format(**places) for flag in MISTAKES[name][0]]
+        program = ["-c", OFFLINE] if name == "no data" else ["-m", MODULE]
+        return run_python(*program, *flags, cwd=folder, env=NO_NETWORK), folder
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return dict(zip(MISTAKES, pool.map(run, MISTAKES), strict=True))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_a_status(mistaken, places, name):
+    if name == "read only" and os.access(places["read_only"], os.W_OK):
+        pytest.skip("needs a user whom a read-only folder stops: this one is root")
+    if name == "no folder to be" and not pathlib.Path("/proc/self").exists():
+        pytest.skip("needs /proc, where nobody can make a folder")
+    done, folder = mistaken[name]
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr and "Traceback" not in done.stdout
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert re.search(MISTAKES[name][1].format(**places), line), line
+    assert "\nTrained" not in done.stdout
+
+
+def test_a_mistake_leaves_everything_as_it_was(mistaken, places, trained):
+    assert contents(places["other"]) == contents(trained)
+    assert places["file"].read_text() == "precious"
+    assert contents(places["empty"]) == {}
+    assert os.listdir(places["read_only"]) == [] or os.access(places["read_only"], os.W_OK)
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_leaves_no_workdir_to_be_in_the_way(mistaken, name):
+    assert [str(path.relative_to(mistaken[name][1])) for path in mistaken[name][1].rglob("*")] == []
+
+
+FULL_DISK = f"""
+import resource, runpy
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+runpy.run_module("{MODULE}", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing_half_written(run_python, digits_dir, tmp_path):
+    pytest.importorskip("resource", reason="needs the resource module, to limit the size of a file")
+    flags = ("--epochs_scale=0.001", "--workdir=run", f"--data_dir={digits_dir}")
+    done = run_python("-c", FULL_DISK, *flags, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: File too large")
+    assert "Traceback" not in done.stderr
+    left = [path for path in contents(tmp_path / "run") if not path.startswith("tensorboard/")]
+    assert sorted(left) == ["metrics.jsonl", "run.json"]
