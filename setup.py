@@ -10,6 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "gated_resnext" / "__init__
 
 TEST = [
     "hypothesis>=6.100",
+    "jax>=0.5",  # the same layers on another backend
     "mypy>=1.10",
     "build>=1.2",
     "openvino>=2026.0",

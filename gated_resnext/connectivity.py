@@ -77,6 +77,7 @@ class Connectivity:
     @classmethod
     def random(cls, modules: int, cardinality: int, fan_in: int, *, seed: int) -> Connectivity:
         """Every block reads `fan_in` different blocks drawn uniformly: the paper's Fixed-Random baseline."""
+        _check_fan_in(fan_in, cardinality)
         rng = np.random.default_rng(seed)
         return cls(
             cardinality,
@@ -97,6 +98,7 @@ class Connectivity:
         """
         sources = []
         for matrix in real_gates:
+            _check_fan_in(fan_in, np.shape(matrix)[1])
             order = np.argsort(-np.asarray(matrix, np.float64), axis=1, kind="stable")
             sources.append(tuple(tuple(row[:fan_in].tolist()) for row in order))
         return cls(np.shape(real_gates[0])[1] if len(real_gates) else int(first or 1), tuple(sources))
@@ -166,3 +168,8 @@ class Connectivity:
     def to_json(self) -> str:
         """The wiring as JSON text."""
         return json.dumps(self.to_dict())
+
+
+def _check_fan_in(fan_in: int, cardinality: int) -> None:
+    if not 1 <= fan_in <= cardinality:
+        raise ValueError(f"fan_in must be between 1 and the {cardinality} blocks before. Received: fan_in={fan_in}")

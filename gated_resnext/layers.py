@@ -14,10 +14,16 @@ import numpy as np
 from keras import ops
 
 from gated_resnext import gates
+from gated_resnext.architecture import GATES
 
 Tensor = Any
 EPSILON = 1e-5
 MOMENTUM = 0.9
+
+
+def _seed(seed: int | None) -> int:
+    """The seed, or a random one."""
+    return int(np.random.default_rng().integers(2**31)) if seed is None else int(seed)
 
 
 def _seeds(seed: int, count: int) -> list[int]:
@@ -61,6 +67,19 @@ class Standardize(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("gated_resnext")
+class ReplicaMeanNormalization(keras.layers.BatchNormalization):
+    """Keras' batch norm, whose running statistics under tf.distribute are the mean over the replicas, not the first's."""
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
+        return super().add_weight(*args, **{**kwargs, "aggregation": "mean"})
+
+
+def _check_choice(field: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{field} must be one of {tuple(choices)}. Received: {field}={value!r}")
+
+
+@keras.saving.register_keras_serializable("gated_resnext")
 class GatedAggregation(keras.layers.Layer):
     r"""What each block of a module reads: x_j = ReLU((1/K) \sum_k g_jk y_k).
 
@@ -101,15 +120,19 @@ class GatedAggregation(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        _check_choice("aggregation", aggregation, ("mean", "sum"))
+        _check_choice("gates", gates, GATES)
         self.fan_in = fan_in
         self.aggregation = aggregation
         self.gates = gates
         self.sources = None if sources is None else tuple(tuple(map(int, block)) for block in sources)
-        self.seed = keras.random.SeedGenerator().get_config()["seed"] if seed is None else int(seed)
+        self.seed = _seed(seed)
 
     def build(self, shape: Any) -> None:
         branches = shape[0]
         if self.sources is not None:
+            if any(not 0 <= source < branches for block in self.sources for source in block):
+                raise ValueError(f"sources must be out of the {branches} branches. Received: sources={self.sources}")
             self.fixed_gates = np.zeros((len(self.sources), branches), np.float32)
             for block, inputs in enumerate(self.sources):
                 self.fixed_gates[block, list(inputs)] = 1.0 / len(inputs) if self.aggregation == "mean" else 1.0
@@ -377,10 +400,11 @@ class MultiBranchModule(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        _check_choice("merge", merge, ("none", "sum"))
         if stride not in (1, 2):
             raise ValueError(f"stride must be 1 or 2. Received: stride={stride}")
         self.blocks, self.width, self.filters, self.stride, self.merge = blocks, width, filters, stride, merge
-        self.seed = keras.random.SeedGenerator().get_config()["seed"] if seed is None else int(seed)
+        self.seed = _seed(seed)
         seeds, policy = _seeds(self.seed, 4), self.dtype_policy
         self.reduce = BranchPointwise(blocks, width, seed=seeds[0], name="reduce", dtype=policy)
         self.conv = BranchConv3x3(blocks, width, stride, seed=seeds[1], name="conv", dtype=policy)

@@ -9,7 +9,15 @@ import numpy as np
 
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
-from gated_resnext.layers import BranchMean, GatedAggregation, MultiBranchModule, Standardize
+from gated_resnext.layers import (
+    EPSILON,
+    MOMENTUM,
+    BranchMean,
+    GatedAggregation,
+    MultiBranchModule,
+    ReplicaMeanNormalization,
+    Standardize,
+)
 
 
 @keras.saving.register_keras_serializable("gated_resnext")
@@ -182,7 +190,7 @@ def _stem(x: Any, architecture: Architecture, *, seed: int) -> Any:
         kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal", seed=seed),
         name="stem_conv",
     )(x)
-    x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name="stem_norm")(x)
+    x = ReplicaMeanNormalization(momentum=MOMENTUM, epsilon=EPSILON, name="stem_norm")(x)
     x = keras.layers.ReLU(name="stem_relu")(x)
     if architecture.stem != "conv3":
         x = keras.layers.ZeroPadding2D(1, name="stem_pool_pad")(x)

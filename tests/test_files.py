@@ -84,7 +84,7 @@ write = {
 try:
     write(sys.argv[2])
 except OSError as error:
-    print(error.strerror)
+    print(error.strerror, error.filename)
 """
 
 
@@ -94,7 +94,7 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_partial(run_python, tmp_pa
     path = tmp_path / "a.file"
     path.write_bytes(b"the old file")
     done = run_python("-c", FULL_DISK, kind, path)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "File too large\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"File too large {path}\n", "")
     assert contents(tmp_path) == {"a.file": b"the old file"}
     assert os.listdir(tmp_path) == ["a.file"]
 
