@@ -1,0 +1,63 @@
+"""A finished training becomes a card and weights that the zoo loads; its wiring becomes a picture."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from gated_resnext import files, publication, zoo
+from gated_resnext.data import Images
+from gated_resnext.errors import UserError
+from gated_resnext.recipes import RECIPES
+from gated_resnext.trainer import top1
+
+NAME = "digits_11_4_4_k1"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty zoo that `gated_resnext.zoo` reads instead of its own."""
+    shutil.copy(zoo.FOLDER / "entries.py", tmp_path)
+    monkeypatch.setattr(zoo, "FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_published_weights_reach_what_the_card_says(trained, digits_dir, folder):
+    card = publication.publish(trained, folder, data_dir=digits_dir, hardware="2 CPU cores")
+    result = files.read_json(trained / "result.json")
+    assert card == zoo.card(NAME)
+    assert (card["top1"], card["epochs"]) == (result["top1"], result["epochs"])
+    assert card["schedule_epochs"] == 64 and card["command"].endswith(f"--entry={NAME} --seed=0 --epochs_scale=0.03")
+    model = zoo.load(NAME, "published")
+    assert model.connectivity.to_dict() == card["connectivity"] == result["connectivity"]
+    assert top1(model, Images("optical_digits", RECIPES["digits"], digits_dir)) == card["top1"]
+    original = zoo.load(NAME, trained / "model.keras").weights_by_name()
+    for name, value in model.weights_by_name().items():
+        np.testing.assert_allclose(value, original[name], rtol=2**-10, atol=1e-6, err_msg=name)
+    assert f"| {100 * card['top1']:.2f} | {card['parameters_pruned']:,} | {card['epochs']:g} of 64 |" in zoo.markdown(
+        NAME
+    )
+
+
+def test_an_unfinished_training_or_no_zoo_is_refused(trained, digits_dir, folder, tmp_path):
+    with pytest.raises(UserError, match=r"there is no entries\.py in it"):
+        publication.publish(trained, tmp_path / "elsewhere", data_dir=digits_dir, hardware="")
+    workdir = tmp_path / "unfinished"
+    workdir.mkdir()
+    shutil.copy(trained / "run.json", workdir)
+    with pytest.raises(UserError, match="has not ended"):
+        publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
+
+
+def test_commands(trained, digits_dir, folder, run_python):
+    flags = (f"--workdir={trained}", f"--data_dir={digits_dir}", f"--zoo={folder}", "--hardware=2 CPU cores")
+    done = run_python("-m", "gated_resnext.publish", *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Published {NAME}: top-1 ")
+    done = run_python("-m", "gated_resnext.draw", f"--workdir={trained}", f"--output={folder / 'wiring.svg'}")
+    assert done.returncode == 0, done.stderr
+    active = files.read_json(trained / "result.json")["active_blocks"]
+    assert f"{sum(active)} of 12 blocks are active" in done.stdout
+    assert (folder / "wiring.svg").read_text().count('class="active"') == 12 + sum(active)
+    done = run_python("-m", "gated_resnext.draw", "--entry=cifar100_29_64_8_k1")
+    assert done.returncode == 1 and "error: cifar100_29_64_8_k1 has no published weights" in done.stderr
