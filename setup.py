@@ -16,6 +16,7 @@ TEST = [
     "openvino>=2026.0",
     "pillow>=10",
     "pytest>=8",
+    "pytest-xdist>=3.5",
     "ruff>=0.6",
     "scikit-learn>=1.4",
     "scipy>=1.11",

@@ -68,7 +68,7 @@ class Standardize(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("gated_resnext")
 class ReplicaMeanNormalization(keras.layers.BatchNormalization):
-    """Keras' batch norm, whose running statistics under tf.distribute are the mean over the replicas, not the first's."""
+    """Keras' batch norm, whose running statistics under tf.distribute are the mean over replicas, not the first's."""
 
     def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
         return super().add_weight(*args, **{**kwargs, "aggregation": "mean"})

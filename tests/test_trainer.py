@@ -1,3 +1,4 @@
+import concurrent.futures
 import dataclasses
 import json
 import math
@@ -194,6 +195,20 @@ def test_training_a_finished_run_again_changes_nothing(trained, digits_dir, tmp_
     assert set(after) == {"model.keras"}
     for name, value in weights(workdir).items():
         np.testing.assert_array_equal(value, before[name])
+
+
+def test_a_disk_that_fills_up_keeps_the_files_of_the_run(trained, digits_dir, tmp_path):
+    resource = pytest.importorskip("resource", reason="needs the resource module, to limit the size of a file")
+    workdir = shutil.copytree(trained, tmp_path / "copy")
+    assert (workdir / "model.keras").stat().st_size > 200_000
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # Python ignores SIGXFSZ: the write fails with EFBIG
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            trainer.train(Run.read(workdir), workdir, data_dir=digits_dir)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert contents(workdir, but=()) == contents(trained, but=())
 
 
 # Interrupted and resumed
@@ -420,9 +435,20 @@ trainer.train(run, whole.with_name("after_step_9"), data_dir=data_dir, scope=sco
 """
 
 
-def test_two_devices_train_together_and_resume(run_python, digits_dir, tmp_path):
-    whole, parts = tmp_path / "whole", tmp_path / "after_step_9"
-    done = run_python("-c", MIRRORED, digits_dir, whole)
+@pytest.fixture(scope="module", autouse=True)
+def two_devices(request, run_python, digits_dir, tmp_path_factory):
+    """The script, which runs beside the other tests of this file: its end, and the folder it trained in."""
+    if not any(item.name.startswith("test_two_devices") for item in request.session.items):
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("two_devices")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        yield pool.submit(run_python, "-c", MIRRORED, digits_dir, folder / "whole"), folder
+
+
+def test_two_devices_train_together_and_resume(two_devices):
+    future, folder = two_devices
+    done, whole, parts = future.result(), folder / "whole", folder / "after_step_9"
     assert done.returncode == 0, done.stderr
     assert "\nResuming small after step 9 of 18\n" in done.stdout
     assert [(row["phase"], row["round"], row["step"]) for row in rows(parts)] == [(1, 1, 9), (1, 2, 18)]

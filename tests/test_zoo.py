@@ -171,26 +171,33 @@ def test_card_is_what_the_file_holds_or_none(published):
         zoo.card(K1)
 
 
-def write(model, path):
-    if path.suffix == ".npz":
-        files.write_arrays(path, model.weights_by_name())
-    elif path.suffix == ".keras":
-        model.save(path)
-    else:
-        model.save_weights(path)
-    return path
-
-
 FORMATS = ["a.npz", "a.keras", "a.weights.h5"]
+
+
+def written(model, folder):
+    """The weights of a network in every format: paths by name."""
+    files.write_arrays(folder / "a.npz", model.weights_by_name())
+    model.save(folder / "a.keras")
+    model.save_weights(folder / "a.weights.h5")
+    return {name: folder / name for name in FORMATS}
+
+
+@pytest.fixture(scope="module")
+def own(source, tmp_path_factory):
+    return written(source, tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    return written(zoo.load("digits_11_4_4_full", weights=None), tmp_path_factory.mktemp("foreign"))
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("form", FORMATS)
-def test_weights_of_a_file(tmp_path, source, images, form):
-    path = write(source, tmp_path / form)
+def test_weights_of_a_file(own, source, images, form):
     expected = source(images).numpy()
-    np.testing.assert_array_equal(zoo.load(K1, path, seed=9)(images).numpy(), expected)
-    logits = zoo.load(K1, str(path), classifier_activation=None)(images).numpy()
+    np.testing.assert_array_equal(zoo.load(K1, own[form], seed=9)(images).numpy(), expected)
+    logits = zoo.load(K1, str(own[form]), classifier_activation=None)(images).numpy()
     exponentials = np.exp(logits - logits.max(1, keepdims=True))
     np.testing.assert_allclose(exponentials / exponentials.sum(1, keepdims=True), expected, atol=1e-6)
 
@@ -198,16 +205,16 @@ def test_weights_of_a_file(tmp_path, source, images, form):
 @pytest.mark.parametrize("cut", [freeze, prune])
 def test_a_keras_file_brings_its_wiring(tmp_path, source, images, cut):
     network = cut(source)
-    model = zoo.load(K1, write(network, tmp_path / "a.keras"))
+    network.save(tmp_path / "a.keras")
+    model = zoo.load(K1, tmp_path / "a.keras")
     assert (model.connectivity, model.name) == (network.connectivity, K1)
     np.testing.assert_allclose(model(images).numpy(), source(images).numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
-def test_a_damaged_file_is_refused(tmp_path, source, form, damage):
-    path = write(source, tmp_path / form)
-    whole = path.read_bytes()
+def test_a_damaged_file_is_refused(own, tmp_path, form, damage):
+    path, whole = tmp_path / form, own[form].read_bytes()
     middle = len(whole) // 2
     path.write_bytes(
         {
@@ -223,11 +230,11 @@ def test_a_damaged_file_is_refused(tmp_path, source, form, damage):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.filterwarnings("default::UserWarning")  # Keras warns of an HDF5 file; the library must refuse it
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_file_of_another_network_is_refused(tmp_path, form):
-    path = write(zoo.load("digits_11_4_4_full", weights=None), tmp_path / form)
+def test_a_file_of_another_network_is_refused(foreign, form):
     with pytest.raises(UserError, match=f"does not hold weights of {K1}") as error:
-        zoo.load(K1, path)
+        zoo.load(K1, foreign[form])
     assert "\n" not in str(error.value)
 
 
