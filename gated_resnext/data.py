@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pathlib
 import shutil
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,9 @@ def open_builder(info: DatasetInfo, data_dir: str | os.PathLike[str] | None = No
         UserError: if the data is not there and cannot be fetched, saying where it was looked for.
     """
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import downloader
 
+    downloader.MAX_RETRIES = min(downloader.MAX_RETRIES, 3)  # its 10 take 3.5 minutes to say that there is no network
     tfds.disable_progress_bar()
     datasets.register()
     folder = pathlib.Path(data_dir or DEFAULT_DATA_DIR).expanduser()
@@ -48,9 +51,9 @@ def open_builder(info: DatasetInfo, data_dir: str | os.PathLike[str] | None = No
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError) and error.errno is not None and info.name == "optical_digits":
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
         raise UserError(
-            f"the data set {info.name} is not in {folder} and could not be prepared there ({reason[:200]}): "
+            f"the data set {info.name} is not in {folder} and could not be prepared there ({reason}): "
             f"{info.how}, or give --data_dir=FOLDER, the folder that holds {info.name}/<version>"
         ) from error
     return builder
@@ -85,6 +88,9 @@ class Images:
         self.labels: list[str] = list(self.builder.info.features["label"].names)
         if self.size < recipe.batch_size:
             raise UserError(f"{name} has {self.size} training images, fewer than the batch of {recipe.batch_size}")
+        wanted = "resized" if self.info.streamed else "pad"
+        if recipe.crop != wanted:
+            raise UserError(f"{name} is trained on crops of the kind {wanted!r}. Received: a recipe of {recipe.crop!r}")
         self._arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
@@ -134,7 +140,9 @@ class Images:
             return shuffled.take(per_epoch * batch).enumerate(epoch * per_epoch * batch)
 
         def prepared(number: tf.Tensor, row: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-            cropped = random_resized_crop(row["image"], self.info.input_shape, seed=(seed, number))
+            cropped = random_resized_crop(
+                row["image"], self.info.input_shape, flip=self.recipe.flip, seed=(seed, number)
+            )
             return cropped, tf.cast(row["label"], tf.int32)
 
         first_epoch, skipped = divmod(first_step, per_epoch)
@@ -240,7 +248,9 @@ def decode(encoded: tf.Tensor) -> tf.Tensor:
     return image
 
 
-def random_resized_crop(encoded: tf.Tensor, shape: tuple[int, int, int], *, seed: tuple[Any, Any]) -> tf.Tensor:
+def random_resized_crop(
+    encoded: tf.Tensor, shape: tuple[int, int, int], *, flip: bool = True, seed: tuple[Any, Any]
+) -> tf.Tensor:
     """A crop of 8 to 100 % of the area and an aspect ratio of 3/4 to 4/3, resized, half of them mirrored.
 
     Reference:
@@ -258,7 +268,8 @@ def random_resized_crop(encoded: tf.Tensor, shape: tuple[int, int, int], *, seed
         use_image_if_no_bounding_boxes=True,
     )
     image = tf.image.resize(tf.slice(image, begin, size), shape[:2], antialias=True)
-    image = tf.image.stateless_random_flip_left_right(image, key + 1)
+    if flip:
+        image = tf.image.stateless_random_flip_left_right(image, key + 1)
     return tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
 
 

@@ -101,7 +101,15 @@ def read_arrays(path: Path, *, digest: str | None = None) -> dict[str, np.ndarra
     if digest is not None and (found := sha256(path)) != digest:
         raise UserError(f"{path} is damaged: its sha256 should be {digest}, it is {found}; fetch it again")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError, NotImplementedError) as error:
+        with open(path, "rb") as file:
+            file.seek(
+                -12, os.SEEK_END
+            )  # the zip's own count of its members: a damaged list of them reads as a shorter one
+            members = int.from_bytes(file.read(2), "little")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                if len(archive.files) != members:
+                    raise zipfile.BadZipFile("members are missing")
+                return {name: archive[name] for name in archive.files}
+    except (RuntimeError, zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError, NotImplementedError) as error:
         raise UserError(f"{path} is damaged and cannot be read ({error}); delete it or fetch it again") from None

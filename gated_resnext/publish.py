@@ -31,8 +31,9 @@ def main(argv: list[str]) -> None:
         hardware=HARDWARE.value,
     )
     print(
-        f"Published {card['entry']}: top-1 {100 * card['top1']:.2f} % after {card['epochs']:g} of the paper's "
-        f"{card['schedule_epochs']:g} epochs, {card['weights']['bytes']:,} bytes of {card['weights']['dtype']} weights"
+        f"Published {card['entry']}: top-1 {100 * card['top1']:.2f} % after {card['epochs']:g} of the "
+        f"schedule's {card['schedule_epochs']:g} epochs, {card['weights']['bytes']:,} bytes of "
+        f"{card['weights']['dtype']} weights"
     )
 
 

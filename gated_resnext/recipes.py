@@ -6,6 +6,7 @@ Plain Python: nothing here needs Keras or TensorFlow.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple
 
 
@@ -60,7 +61,7 @@ class Recipe:
         if not phases:
             raise ValueError("a recipe needs at least one phase")
         for number, phase in enumerate(phases, start=1):
-            if not phase.epochs > 0 or phase.learning_rate < 0 or phase.gate_learning_rate < 0:
+            if not (0 < phase.epochs < math.inf and phase.learning_rate >= 0 and phase.gate_learning_rate >= 0):
                 raise ValueError(f"phase {number} needs epochs > 0 and rates >= 0. Received: {phase}")
         rates = [phase.gate_learning_rate > 0 for phase in phases]
         if rates != sorted(rates, reverse=True):
@@ -83,7 +84,7 @@ class Recipe:
         >>> RECIPES["cifar"].scaled(0.1).epochs
         32.0
         """
-        if not factor > 0:
+        if not 0 < factor < math.inf:
             raise ValueError(f"epochs_scale must be above 0. Received: {factor}")
         if factor == 1:
             return self
