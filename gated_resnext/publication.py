@@ -12,7 +12,8 @@ from gated_resnext import files, zoo
 from gated_resnext.data import Images
 from gated_resnext.errors import UserError
 from gated_resnext.recipes import RECIPES
-from gated_resnext.trainer import Run, read_metrics, top1
+from gated_resnext.trainer import top1
+from gated_resnext.workdir import Run, read_metrics
 
 
 def publish(

@@ -7,7 +7,6 @@ The workdir holds: `run.json` (what is trained), `checkpoint.npz` (the newest st
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import json
 import os
 import pathlib
@@ -21,71 +20,16 @@ import numpy as np
 import tensorflow as tf
 
 import gated_resnext
-from gated_resnext import files, gates, pruning, zoo
-from gated_resnext.architecture import Architecture
+from gated_resnext import files, gates, pruning
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.data import Images
 from gated_resnext.errors import UserError
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.optimizer import GateConnectSGD
-from gated_resnext.recipes import Phase, Recipe, Steps
+from gated_resnext.recipes import Phase, Steps
+from gated_resnext.workdir import Run, check, read_metrics
 
 STRATEGIES = ("auto", "one_device", "mirrored")
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What is trained: all that the result depends on.
-
-    Args:
-        entry: name in the zoo.
-        architecture: the network.
-        wiring: "learned", "random" or "full".
-        dataset: name in `gated_resnext.datasets.table`.
-        recipe: the schedule, already scaled.
-        seed: of weights, draws, shuffling and augmentation.
-    """
-
-    entry: str
-    architecture: Architecture
-    wiring: str
-    dataset: str
-    recipe: Recipe
-    seed: int
-
-    @classmethod
-    def of(cls, entry: str, recipe: Recipe, *, seed: int) -> Run:
-        """The run of a zoo entry."""
-        row = zoo.entry(entry)
-        return cls(entry, zoo.architecture(entry), row.wiring, row.dataset, recipe, seed)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
-        return {
-            "entry": self.entry,
-            "architecture": self.architecture.to_dict(),
-            "wiring": self.wiring,
-            "dataset": self.dataset,
-            "recipe": self.recipe.to_dict(),
-            "seed": self.seed,
-        }
-
-    @classmethod
-    def read(cls, workdir: str | os.PathLike[str]) -> Run:
-        """The run of a workdir.
-
-        Raises:
-            UserError: if there is none, or its description is damaged.
-        """
-        path = pathlib.Path(workdir) / "run.json"
-        if not path.is_file():
-            raise UserError(f"{workdir} is no training's workdir: there is no run.json in it")
-        fields = files.read_json(path)
-        try:
-            shape, recipe = Architecture.from_dict(fields["architecture"]), Recipe.from_dict(fields["recipe"])
-            return cls(fields["entry"], shape, fields["wiring"], fields["dataset"], recipe, int(fields["seed"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} does not describe a run: {error}") from None
 
 
 def strategy(name: str = "auto") -> tf.distribute.Strategy:
@@ -141,7 +85,7 @@ class _Training:
             raise UserError(
                 f"the batch of {run.recipe.batch_size} does not divide into {scope.num_replicas_in_sync} replicas"
             )
-        _check_workdir(run, workdir)
+        check(run, workdir)
         self.images = Images(run.dataset, run.recipe, data_dir)
         files.write_json(workdir / "run.json", run.to_dict())
         _keep_freed_memory()
@@ -211,8 +155,7 @@ class _Training:
                 optimizer,
                 keras.losses.SparseCategoricalCrossentropy(from_logits=True),
                 metrics=[keras.metrics.SparseCategoricalAccuracy(name="top1")],
-                # XLA ran the convolutions of one branch each many times slower on a CPU than TensorFlow's own kernels.
-                jit_compile=False,
+                jit_compile=False,  # whether XLA pays on this graph is not measured yet; Keras would turn it on unasked
             )
             optimizer.build(model.trainable_variables)
             if state is None:
@@ -379,42 +322,6 @@ def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
             yield from ((f"{name}/module{number}", item) for number, item in enumerate(value, start=first))
         elif name != "step":
             yield name, value
-
-
-def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`; a last line cut short by a kill is left out."""
-    path = pathlib.Path(workdir) / "metrics.jsonl"
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
-def _check_workdir(run: Run, workdir: pathlib.Path) -> None:
-    """Finds that the workdir is this run's, or that nothing is in it."""
-    if (workdir / "run.json").is_file():
-        found = Run.read(workdir)
-        if found != run:
-            differing = [
-                field.name
-                for field in dataclasses.fields(Run)
-                if getattr(found, field.name) != getattr(run, field.name)
-            ]
-            values = ", ".join(
-                f"{name} is {_brief(getattr(found, name))} there and {_brief(getattr(run, name))} here"
-                for name in differing
-            )
-            raise UserError(f"{workdir} belongs to another run ({values}); choose another --workdir")
-        return
-    if workdir.is_dir() and any(workdir.iterdir()):
-        raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
-
-
-def _brief(value: Any) -> str:
-    return f"{value.name} of {value.epochs:g} epochs" if isinstance(value, Recipe) else str(value)
 
 
 def _state(model: GatedResNeXt) -> dict[str, np.ndarray]:

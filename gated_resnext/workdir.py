@@ -1,0 +1,108 @@
+"""What a training's workdir says of itself: the run it belongs to and the metrics so far.
+
+Plain Python: nothing here needs Keras or TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from gated_resnext import files, zoo
+from gated_resnext.architecture import Architecture
+from gated_resnext.errors import UserError
+from gated_resnext.recipes import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is trained: all that the result depends on.
+
+    Args:
+        entry: name in the zoo.
+        architecture: the network.
+        wiring: "learned", "random" or "full".
+        dataset: name in `gated_resnext.datasets.table`.
+        recipe: the schedule, already scaled.
+        seed: of weights, draws, shuffling and augmentation.
+    """
+
+    entry: str
+    architecture: Architecture
+    wiring: str
+    dataset: str
+    recipe: Recipe
+    seed: int
+
+    @classmethod
+    def of(cls, entry: str, recipe: Recipe, *, seed: int) -> Run:
+        """The run of a zoo entry."""
+        row = zoo.entry(entry)
+        return cls(entry, zoo.architecture(entry), row.wiring, row.dataset, recipe, seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {
+            "entry": self.entry,
+            "architecture": self.architecture.to_dict(),
+            "wiring": self.wiring,
+            "dataset": self.dataset,
+            "recipe": self.recipe.to_dict(),
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def read(cls, workdir: str | os.PathLike[str]) -> Run:
+        """The run of a workdir.
+
+        Raises:
+            UserError: if there is none, or its description is damaged.
+        """
+        path = pathlib.Path(workdir) / "run.json"
+        if not path.is_file():
+            raise UserError(f"{workdir} is no training's workdir: there is no run.json in it")
+        fields = files.read_json(path)
+        try:
+            shape, recipe = Architecture.from_dict(fields["architecture"]), Recipe.from_dict(fields["recipe"])
+            return cls(fields["entry"], shape, fields["wiring"], fields["dataset"], recipe, int(fields["seed"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} does not describe a run: {error}") from None
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`; a last line cut short by a kill is left out."""
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def check(run: Run, workdir: pathlib.Path) -> None:
+    """Finds that the workdir is this run's, or that nothing is in it."""
+    if (workdir / "run.json").is_file():
+        found = Run.read(workdir)
+        if found != run:
+            differing = [
+                field.name
+                for field in dataclasses.fields(Run)
+                if getattr(found, field.name) != getattr(run, field.name)
+            ]
+            values = ", ".join(
+                f"{name} is {_brief(getattr(found, name))} there and {_brief(getattr(run, name))} here"
+                for name in differing
+            )
+            raise UserError(f"{workdir} belongs to another run ({values}); choose another --workdir")
+        return
+    if workdir.is_dir() and any(workdir.iterdir()):
+        raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
+
+
+def _brief(value: Any) -> str:
+    return f"{value.name} of {value.epochs:g} epochs" if isinstance(value, Recipe) else str(value)
