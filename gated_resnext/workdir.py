@@ -94,6 +94,8 @@ def check(run: Run, workdir: pathlib.Path) -> None:
                 for field in dataclasses.fields(Run)
                 if getattr(found, field.name) != getattr(run, field.name)
             ]
+            if "entry" in differing:  # the rest follows from it
+                differing = [name for name in differing if name not in ("architecture", "wiring", "dataset")]
             values = ", ".join(
                 f"{name} is {_brief(getattr(found, name))} there and {_brief(getattr(run, name))} here"
                 for name in differing
