@@ -131,18 +131,17 @@ class GatedResNeXt(keras.Model):
         """Every weight and state by its name, such as "stage1_module1/reduce/kernel"."""
         return {variable.path: keras.ops.convert_to_numpy(variable) for variable in self.variables}
 
-    def assign_by_name(self, values: dict[str, np.ndarray], *, partial: bool = False) -> None:
+    def assign_by_name(self, values: dict[str, np.ndarray]) -> None:
         """Sets the variables from what `weights_by_name` gave, cast to their own dtype.
 
         Args:
             values: arrays by name.
-            partial: whether variables without a value keep theirs.
 
         Raises:
             ValueError: if a name or a shape is not this network's; then nothing was assigned.
         """
         variables = {variable.path: variable for variable in self.variables}
-        missing = [] if partial else sorted(set(variables) - set(values))
+        missing = sorted(set(variables) - set(values))
         unknown = sorted(set(values) - set(variables))
         if missing or unknown:
             raise ValueError(f"the weights are of another network: {missing[:3]} missing, {unknown[:3]} unknown")

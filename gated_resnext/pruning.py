@@ -77,6 +77,8 @@ def _copy_weights(source: GatedResNeXt, target: GatedResNeXt, kept: dict[str, li
         for name, value in values.items():
             if any(part in name for part in PER_BLOCK):
                 values[name] = value[kept[name.split("/")[0]]]
+    # Only a network that is no longer to learn its wiring has no place for the gates.
+    places = {variable.path for variable in target.variables}
     target.assign_by_name(
-        {name: value for name, value in values.items() if not name.endswith(GATE_STATE)}, partial=True
+        {name: value for name, value in values.items() if name in places or not name.endswith(GATE_STATE)}
     )

@@ -160,8 +160,14 @@ def test_a_pruned_network_still_learns():
     assert moved == [name for name in before if "/moving_" in name]
 
 
-def test_rebuilding_changes_the_head_alone():
-    model = network(connectivity=ALL_READ_BLOCK_0, activation="softmax")
+@pytest.mark.parametrize(
+    ("arch", "wiring"), [(SMALL, ALL_READ_BLOCK_0), (SMALL, None), (SMALL.replace(gates="real"), None)]
+)
+def test_rebuilding_changes_the_head_alone(arch, wiring):
+    model = network(arch, wiring, activation="softmax")
     logits = rebuild(model, classifier_activation=None)
+    assert logits.wiring() == model.wiring()
+    for name, value in model.weights_by_name().items():
+        np.testing.assert_array_equal(logits.weights_by_name()[name], value, err_msg=name)
     powers = np.exp(np.float64(logits(IMAGES)))
     np.testing.assert_allclose(model(IMAGES), powers / powers.sum(axis=1, keepdims=True), rtol=1e-5, atol=1e-7)
