@@ -14,8 +14,9 @@ import pathlib
 
 from absl import flags
 
-from gated_resnext import errors, files, recipes, zoo
+from gated_resnext import errors, recipes, zoo
 from gated_resnext.datasets.table import DATASETS
+from gated_resnext.workdir import Run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training.")
 ENTRY = flags.DEFINE_string("entry", None, "Network of the zoo with published weights, instead of a workdir.")
@@ -38,9 +39,12 @@ def main(argv: list[str]) -> None:
         raise errors.UserError(
             "give one of --workdir=FOLDER (a training of yours) and --entry=NAME (published weights)"
         )
-    name = ENTRY.value or files.read_json(_result(WORKDIR.value))["entry"]
-    dataset = zoo.entry(name).dataset
+    if ENTRY.value:
+        name, dataset = ENTRY.value, zoo.entry(ENTRY.value).dataset
+    else:
+        name, dataset = _trained(WORKDIR.value)
 
+    import gated_resnext
     from export import shipping
 
     formats = shipping.choose(FORMATS.value)
@@ -50,8 +54,9 @@ def main(argv: list[str]) -> None:
     if ENTRY.value:
         model = zoo.load(name, "published")
     else:
-        model = zoo.load(name, pathlib.Path(WORKDIR.value).expanduser() / "model.keras")
-    probe, labels = _probe(dataset, model.input_shape[1:])
+        model = gated_resnext.load(pathlib.Path(WORKDIR.value).expanduser() / "model.keras")
+    recipe = Run.read(WORKDIR.value).recipe if WORKDIR.value else recipes.RECIPES[DATASETS[dataset].recipe]
+    probe, labels = _probe(dataset, recipe, model.input_shape[1:])
     receipt = shipping.ship(
         model,
         output,
@@ -64,15 +69,17 @@ def main(argv: list[str]) -> None:
     print("\n" + _receipt(receipt, output))
 
 
-def _result(workdir: str) -> pathlib.Path:
+def _trained(workdir: str) -> tuple[str, str]:
+    """Name and data set of a finished training."""
     folder = pathlib.Path(workdir).expanduser()
     if not (folder / "result.json").is_file():
         state = "its training has not ended" if (folder / "run.json").is_file() else "it holds no training"
         raise errors.UserError(f"{workdir} has no trained network ({state}); run python -m gated_resnext.train first")
-    return folder / "result.json"
+    run = Run.read(folder)
+    return run.entry, run.dataset
 
 
-def _probe(dataset: str, shape: tuple[int, ...]):  # type: ignore[no-untyped-def]
+def _probe(dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]):  # type: ignore[no-untyped-def]
     import numpy as np
 
     from export.shipping import Probe
@@ -83,7 +90,7 @@ def _probe(dataset: str, shape: tuple[int, ...]):  # type: ignore[no-untyped-def
         return Probe(pixels, None, "images of random pixels"), None
     from gated_resnext.data import Images
 
-    images = Images(dataset, recipes.RECIPES[DATASETS[dataset].recipe], DATA_DIR.value)
+    images = Images(dataset, recipe, DATA_DIR.value, shape)
     pixels, classes = images.test_batch(count or 10**9)
     samples = images.samples(SAMPLES) if any("int8" in name for name in FORMATS.value) else pixels[:0]
     return Probe(pixels, classes, f"test images of {dataset}", samples), images.labels

@@ -4,8 +4,8 @@
     smaller = gated_resnext.prune(model)
 
 What is where: `Architecture` and `Connectivity` are values, `GatedResNeXt` is the network they describe, `freeze` and
-`prune` cut it, `zoo` lists the paper's networks, `Recipe` and `train` learn them. Importing this package imports
-neither Keras nor TensorFlow: each name is fetched when it is first used.
+`prune` cut it, `zoo` lists the paper's networks, `load` reads one that was trained, `Recipe` and `train` learn them.
+Importing this package imports neither Keras nor TensorFlow: each name is fetched when it is first used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gated_resnext.architecture import Architecture
     from gated_resnext.connectivity import Connectivity
     from gated_resnext.layers import GatedAggregation, MultiBranchModule
-    from gated_resnext.model import GatedResNeXt
+    from gated_resnext.model import GatedResNeXt, load
     from gated_resnext.pruning import freeze, prune
     from gated_resnext.recipes import Phase, Recipe
 
@@ -33,6 +33,7 @@ _HOMES = {
     "Phase": "recipes",
     "Recipe": "recipes",
     "freeze": "pruning",
+    "load": "model",
     "prune": "pruning",
 }
 
@@ -45,6 +46,7 @@ __all__ = [
     "Phase",
     "Recipe",
     "freeze",
+    "load",
     "prune",
     "zoo",
 ]

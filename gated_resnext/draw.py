@@ -13,6 +13,7 @@ from absl import flags
 from gated_resnext import errors, files, zoo
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.drawing import wiring_svg
+from gated_resnext.workdir import Run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training whose wiring is frozen.")
 ENTRY = flags.DEFINE_string("entry", None, "Network of the zoo with published weights, instead of a workdir.")
@@ -31,11 +32,11 @@ def main(argv: list[str]) -> None:
             raise errors.UserError(
                 f"{name} has no published weights; train it: python -m gated_resnext.train --entry={name}"
             )
-        fields = card["connectivity"]
+        arch, fields = zoo.architecture(name), card["connectivity"]
     else:
-        result = files.read_json(pathlib.Path(WORKDIR.value).expanduser() / "result.json")
-        name, fields = result["entry"], result["connectivity"]
-    arch = zoo.architecture(name)
+        workdir = pathlib.Path(WORKDIR.value).expanduser()
+        result = files.read_json(workdir / "result.json")
+        name, arch, fields = result["entry"], Run.read(workdir).architecture, result["connectivity"]
     full = Connectivity.full(arch.modules, arch.cardinality)
     learned = Connectivity.from_dict(fields) if fields else full
     path = pathlib.Path(OUTPUT.value).expanduser()

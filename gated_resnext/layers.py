@@ -221,12 +221,24 @@ class BranchNorm(keras.layers.Layer):
         return scale, self.beta - mean * scale
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance over the rows of x, (J, rows, channels): two tensors (J, channels), float32."""
-    return ops.moments(ops.cast(x, "float32"), axes=1)
+def _replica_mean(value: Tensor) -> Tensor:
+    """Mean over the replicas of tf.distribute, with its gradient; the value itself where there is one device."""
+    return ops.moments(value[None], axes=[0], synchronized=True)[0]
 
 
-def moments_after(x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+def moments(x: Tensor, synchronized: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and variance over the rows of x, (J, rows, channels): two tensors (J, channels), float32.
+
+    `synchronized` counts the rows of all replicas, which must have equally many.
+    """
+    x = ops.cast(x, "float32")
+    if not synchronized:
+        return ops.moments(x, axes=1)
+    mean = _replica_mean(ops.mean(x, axis=1))
+    return mean, _replica_mean(ops.mean(ops.square(x - mean[:, None]), axis=1))
+
+
+def moments_after(x: Tensor, kernel: Tensor, synchronized: bool = False) -> tuple[Tensor, Tensor]:
     """Moments of x @ kernel without computing it: W'E(x) and diag(W'Cov(x)W).
 
     Where the product is wider than x, this saves a pass over the wide tensor for the statistics and another for the
@@ -235,15 +247,17 @@ def moments_after(x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         x: (J, rows, in_channels).
         kernel: (J, in_channels, out_channels).
+        synchronized: whether to count the rows of all replicas.
 
     Returns:
         Mean and variance, (J, out_channels) each, float32.
     """
     x, kernel = ops.cast(x, "float32"), ops.cast(kernel, "float32")
-    mean = ops.mean(x, axis=1, keepdims=True)
+    everywhere = _replica_mean if synchronized else (lambda value: value)
+    mean = everywhere(ops.mean(x, axis=1, keepdims=True))
     centered = x - mean
     rows = ops.cast(ops.shape(x)[1], "float32")
-    covariance = ops.matmul(ops.transpose(centered, (0, 2, 1)), centered) / rows
+    covariance = everywhere(ops.matmul(ops.transpose(centered, (0, 2, 1)), centered) / rows)
     return ops.matmul(mean, kernel)[:, 0], ops.sum(kernel * ops.matmul(covariance, kernel), axis=1)
 
 
@@ -254,18 +268,30 @@ class BranchPointwise(keras.layers.Layer):
         branches: J.
         filters: output channels.
         merge: "none" keeps the branches apart; "sum" adds their outputs in one product.
+        synchronized: whether the statistics are those of all replicas.
         seed: of the initial kernel.
 
     Call arguments:
         x: (J, rows, in_channels), or (rows, in_channels) where all branches read the same.
+        counted: the rows of x that make the statistics, (J, some, in_channels); None for all.
 
     Returns:
         (J, rows, filters), or (rows, filters) after a sum.
     """
 
-    def __init__(self, branches: int, filters: int, merge: str = "none", *, seed: int, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        branches: int,
+        filters: int,
+        merge: str = "none",
+        synchronized: bool = False,
+        *,
+        seed: int,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.branches, self.filters, self.merge, self.seed = branches, filters, merge, seed
+        self.synchronized = synchronized
         self.norm = BranchNorm(name="norm", dtype=self.dtype_policy)
 
     def build(self, shape: Any) -> None:
@@ -277,15 +303,19 @@ class BranchPointwise(keras.layers.Layer):
         )
         self.norm.build((self.branches, self.filters))
 
-    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+    def call(self, x: Tensor, training: bool | None = None, counted: Tensor | None = None) -> Tensor:
         kernel = ops.convert_to_tensor(self.kernel)
         if len(x.shape) == 2:  # (rows, in) @ (in, J * filters) -> (J, rows, filters)
             flat = ops.reshape(ops.transpose(kernel, (1, 0, 2)), (self.in_channels, -1))
             wide = ops.reshape(ops.matmul(x, flat), (-1, self.branches, self.filters))
             return self._normalized(ops.transpose(wide, (1, 0, 2)), training)
         if self.in_channels >= self.filters:
-            return self._normalized(ops.matmul(x, kernel), training)
-        scale, shift = self.norm.affine(lambda: moments_after(x, kernel), training)
+            return self._normalized(
+                ops.matmul(x, kernel), training, None if counted is None else ops.matmul(counted, kernel)
+            )
+        scale, shift = self.norm.affine(
+            lambda: moments_after(x if counted is None else counted, kernel, self.synchronized), training
+        )
         # The shift enters as the weights of a column of ones: a narrow copy instead of a pass over the wide result.
         kernel = ops.concatenate(
             [kernel * ops.cast(scale, kernel.dtype)[:, None], ops.cast(shift, kernel.dtype)[:, None]], 1
@@ -297,14 +327,21 @@ class BranchPointwise(keras.layers.Layer):
             return ops.matmul(x, ops.reshape(kernel, (columns, self.filters)))
         return ops.matmul(x, kernel)
 
-    def _normalized(self, y: Tensor, training: bool | None) -> Tensor:
-        scale, shift = self.norm.affine(lambda: moments(y), training)
+    def _normalized(self, y: Tensor, training: bool | None, counted: Tensor | None = None) -> Tensor:
+        scale, shift = self.norm.affine(lambda: moments(y if counted is None else counted, self.synchronized), training)
         y = y * ops.cast(scale, y.dtype)[:, None] + ops.cast(shift, y.dtype)[:, None]
         return ops.sum(y, axis=0) if self.merge == "sum" else y
 
 
 class BranchConv3x3(keras.layers.Layer):
     """A 3x3 convolution without bias, padded by 1 on every side, and its batch norm, in each of J branches.
+
+    Args:
+        branches: J.
+        filters: output channels.
+        stride: 1 or 2.
+        synchronized: whether the statistics are those of all replicas.
+        seed: of the initial kernel.
 
     Call arguments:
         x: (J, batch, height, width, channels).
@@ -313,9 +350,12 @@ class BranchConv3x3(keras.layers.Layer):
         (J, batch, height / stride, width / stride, filters).
     """
 
-    def __init__(self, branches: int, filters: int, stride: int, *, seed: int, **kwargs: Any) -> None:
+    def __init__(
+        self, branches: int, filters: int, stride: int, synchronized: bool = False, *, seed: int, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.branches, self.filters, self.stride, self.seed = branches, filters, stride, seed
+        self.synchronized = synchronized
         self.norm = BranchNorm(name="norm", dtype=self.dtype_policy)
 
     def build(self, shape: Any) -> None:
@@ -338,7 +378,8 @@ class BranchConv3x3(keras.layers.Layer):
                 for branch, kernel in zip(ops.unstack(x, self.branches), kernels, strict=True)
             ]
         )
-        scale, shift = self.norm.affine(lambda: moments(ops.reshape(y, (self.branches, -1, self.filters))), training)
+        rows = ops.reshape(y, (self.branches, -1, self.filters))
+        scale, shift = self.norm.affine(lambda: moments(rows, self.synchronized), training)
         return y * _per_branch(scale, y.dtype) + _per_branch(shift, y.dtype)
 
 
@@ -370,6 +411,8 @@ class MultiBranchModule(keras.layers.Layer):
         filters: output channels.
         stride: of the 3x3 convolution and the shortcut, 1 or 2.
         merge: "none" keeps the blocks apart; "sum" returns y = x + \sum_j F(x; theta_j) for one shared x (Eq. 1).
+        counted: the blocks whose inputs make the statistics of the shared shortcut; None for all.
+        synchronized: whether batch norm counts the images of all replicas of tf.distribute.
         seed: of the initial weights; None for a random one.
 
     Call arguments:
@@ -395,6 +438,8 @@ class MultiBranchModule(keras.layers.Layer):
         filters: int,
         stride: int = 1,
         merge: str = "none",
+        counted: Sequence[int] | None = None,
+        synchronized: bool = False,
         *,
         seed: int | None = None,
         **kwargs: Any,
@@ -404,12 +449,14 @@ class MultiBranchModule(keras.layers.Layer):
         if stride not in (1, 2):
             raise ValueError(f"stride must be 1 or 2. Received: stride={stride}")
         self.blocks, self.width, self.filters, self.stride, self.merge = blocks, width, filters, stride, merge
+        self.counted = None if counted is None else tuple(map(int, counted))
+        self.synchronized = synchronized
         self.seed = _seed(seed)
-        seeds, policy = _seeds(self.seed, 4), self.dtype_policy
-        self.reduce = BranchPointwise(blocks, width, seed=seeds[0], name="reduce", dtype=policy)
-        self.conv = BranchConv3x3(blocks, width, stride, seed=seeds[1], name="conv", dtype=policy)
-        self.expand = BranchPointwise(blocks, filters, merge, seed=seeds[2], name="expand", dtype=policy)
-        self.project = BranchPointwise(1, filters, seed=seeds[3], name="project", dtype=policy)
+        seeds, options = _seeds(self.seed, 4), {"synchronized": synchronized, "dtype": self.dtype_policy}
+        self.reduce = BranchPointwise(blocks, width, seed=seeds[0], name="reduce", **options)
+        self.conv = BranchConv3x3(blocks, width, stride, seed=seeds[1], name="conv", **options)
+        self.expand = BranchPointwise(blocks, filters, merge, seed=seeds[2], name="expand", **options)
+        self.project = BranchPointwise(1, filters, seed=seeds[3], name="project", **options)
 
     def build(self, shape: Any) -> None:
         self.reduce.build(shape)
@@ -433,7 +480,11 @@ class MultiBranchModule(keras.layers.Layer):
         if self.stride != 1:
             x = _every_second(ops.reshape(x, (-1, height, width, channels)))
         if self.projects:
-            x = self.project(ops.reshape(x, (1, -1, channels)), training=training)
+            counted = None
+            if training and self.counted is not None and not shared:
+                branches = ops.reshape(x, (self.blocks, -1, channels))
+                counted = ops.reshape(ops.take(branches, self.counted, axis=0), (1, -1, channels))
+            x = self.project(ops.reshape(x, (1, -1, channels)), training=training, counted=counted)
         f = ops.reshape(f, out if self.merge == "sum" else (self.blocks, *out))
         return ops.reshape(x, (*lead, *out)) + f
 
@@ -444,7 +495,7 @@ class MultiBranchModule(keras.layers.Layer):
         return keras.KerasTensor((*lead, batch, *size, self.filters), dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        fields = ("blocks", "width", "filters", "stride", "merge", "seed")
+        fields = ("blocks", "width", "filters", "stride", "merge", "counted", "synchronized", "seed")
         return {**super().get_config(), **{field: getattr(self, field) for field in fields}}
 
 

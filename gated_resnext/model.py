@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import keras
@@ -9,6 +10,7 @@ import numpy as np
 
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
+from gated_resnext.errors import UserError
 from gated_resnext.layers import (
     EPSILON,
     MOMENTUM,
@@ -29,6 +31,7 @@ class GatedResNeXt(keras.Model):
         connectivity: None learns the wiring (or there is none to learn, for aggregation="shared"); a `Connectivity`
             fixes it, and may have any number of blocks in each module, as after pruning.
         classifier_activation: "softmax", or None for logits.
+        synchronized: whether batch norm counts the images of all replicas of tf.distribute, not each replica's own.
         seed: of the initial weights and of the draws; None for a random one.
 
     Call arguments:
@@ -55,6 +58,7 @@ class GatedResNeXt(keras.Model):
         connectivity: Connectivity | dict[str, Any] | None = None,
         classifier_activation: str | None = "softmax",
         *,
+        synchronized: bool = False,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -70,7 +74,7 @@ class GatedResNeXt(keras.Model):
         shared = architecture.aggregation == "shared"
 
         images = keras.Input(architecture.input_shape, name="images", dtype="uint8")
-        x = _stem(Standardize(name="standardize")(images), architecture, seed=next(seeds))
+        x = _stem(Standardize(name="standardize")(images), architecture, synchronized, seed=next(seeds))
         for module, plan in enumerate(architecture.plan()):
             seed_of_gates, seed_of_module = next(seeds), next(seeds)
             if module and not shared:
@@ -90,6 +94,8 @@ class GatedResNeXt(keras.Model):
                 plan.filters,
                 plan.stride,
                 "sum" if shared else "none",
+                _counted(connectivity, module),
+                synchronized,
                 seed=seed_of_module,
                 name=plan.name,
             )(x)
@@ -107,6 +113,7 @@ class GatedResNeXt(keras.Model):
         self.architecture = architecture
         self.connectivity = connectivity
         self.classifier_activation = classifier_activation
+        self.synchronized = synchronized
         self.seed = seed
 
     @property
@@ -156,6 +163,7 @@ class GatedResNeXt(keras.Model):
             "architecture": self.architecture.to_dict(),
             "connectivity": self.connectivity and self.connectivity.to_dict(),
             "classifier_activation": self.classifier_activation,
+            "synchronized": self.synchronized,
             "seed": self.seed,
             "name": self.name,
         }
@@ -163,6 +171,26 @@ class GatedResNeXt(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> GatedResNeXt:
         return cls(**config)
+
+
+def load(path: str | os.PathLike[str]) -> GatedResNeXt:
+    """A network from a .keras file, such as a training's `model.keras`.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: if it is not there, is damaged, or holds another kind of model.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"there is no file {path}")
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # zip, HDF5 and Keras each have their own for a damaged file
+        raise UserError(f"{path} does not hold a network: {str(error).strip().splitlines()[0]}") from error
+    if not isinstance(model, GatedResNeXt):
+        raise UserError(f"{path} holds a {type(model).__name__}, not a GatedResNeXt")
+    return model
 
 
 def _check(architecture: Architecture, connectivity: Connectivity | None) -> None:
@@ -176,7 +204,14 @@ def _check(architecture: Architecture, connectivity: Connectivity | None) -> Non
         )
 
 
-def _stem(x: Any, architecture: Architecture, *, seed: int) -> Any:
+def _counted(connectivity: Connectivity | None, module: int) -> tuple[int, ...] | None:
+    """The active blocks of a module that has unused ones beside them."""
+    if connectivity is None or len(connectivity.active[module]) == connectivity.blocks[module]:
+        return None
+    return connectivity.active[module]
+
+
+def _stem(x: Any, architecture: Architecture, synchronized: bool, *, seed: int) -> Any:
     """The first convolution, with batch norm, ReLU and, for larger images, pooling; padded on every side."""
     large = architecture.stem == "conv7_pool"
     size, stride = (7, 2) if large else (3, 1)
@@ -189,7 +224,7 @@ def _stem(x: Any, architecture: Architecture, *, seed: int) -> Any:
         kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal", seed=seed),
         name="stem_conv",
     )(x)
-    x = ReplicaMeanNormalization(momentum=MOMENTUM, epsilon=EPSILON, name="stem_norm")(x)
+    x = ReplicaMeanNormalization(momentum=MOMENTUM, epsilon=EPSILON, synchronized=synchronized, name="stem_norm")(x)
     x = keras.layers.ReLU(name="stem_relu")(x)
     if architecture.stem != "conv3":
         x = keras.layers.ZeroPadding2D(1, name="stem_pool_pad")(x)

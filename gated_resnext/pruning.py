@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+from gated_resnext.architecture import Architecture
+from gated_resnext.connectivity import Connectivity
 from gated_resnext.model import GatedResNeXt
+
+Weights = dict[str, np.ndarray]
 
 # The arrays with one row a block; what the blocks of a module share has one row in all.
 PER_BLOCK = ("/reduce/", "/conv/", "/expand/")
@@ -60,8 +67,7 @@ def prune(model: GatedResNeXt) -> GatedResNeXt:
         return model
     wiring = model.wiring()
     pruned = GatedResNeXt.from_config({**model.get_config(), "connectivity": wiring.pruned()})
-    kept = {plan.name: list(active) for plan, active in zip(model.architecture.plan(), wiring.active, strict=True)}
-    _copy_weights(model, pruned, kept)
+    _copy_weights(model, pruned, wiring)
     return pruned
 
 
@@ -70,13 +76,55 @@ def _is_fixed(model: GatedResNeXt) -> bool:
     return model.connectivity is not None or not model.gates or model.architecture.gates == "real"
 
 
-def _copy_weights(source: GatedResNeXt, target: GatedResNeXt, kept: dict[str, list[int]] | None = None) -> None:
-    """Assigns to every variable of `target` that of `source`, cut to the kept blocks of its module."""
+def cut(values: Weights, architecture: Architecture, wiring: Connectivity) -> tuple[Weights, Weights]:
+    """The weights of the active blocks, and those of the unused ones.
+
+    Args:
+        values: weights by name, of a network of `architecture` with all blocks of `wiring`.
+        architecture: its shape.
+        wiring: tells which blocks are active.
+
+    Returns:
+        All arrays, those with one row a block cut to the active blocks; and those rows that were cut.
+    """
+    kept, unused = dict(values), {}
+    for name, rows, count in _per_block(values, architecture, wiring):
+        kept[name] = values[name][rows]
+        unused[name] = np.delete(values[name], rows, axis=0)
+        if len(rows) == count:
+            del unused[name]
+    return kept, unused
+
+
+def uncut(kept: Weights, unused: Weights, architecture: Architecture, wiring: Connectivity) -> Weights:
+    """The inverse of `cut`."""
+    values = dict(kept)
+    for name, rows, count in _per_block(kept, architecture, wiring):
+        if name in unused:
+            values[name] = np.empty((count, *kept[name].shape[1:]), kept[name].dtype)
+            values[name][rows] = kept[name]
+            values[name][np.setdiff1d(range(count), rows)] = unused[name]
+    return values
+
+
+def _per_block(
+    values: Weights, architecture: Architecture, wiring: Connectivity
+) -> Iterator[tuple[str, list[int], int]]:
+    """Name, active rows and number of rows of every array that has one row a block."""
+    modules = {
+        plan.name: (list(active), blocks)
+        for plan, active, blocks in zip(architecture.plan(), wiring.active, wiring.blocks, strict=True)
+    }
+    for name in values:
+        if any(part in name for part in PER_BLOCK):
+            yield name, *modules[name.split("/")[0]]
+
+
+def _copy_weights(source: GatedResNeXt, target: GatedResNeXt, wiring: Connectivity | None = None) -> None:
+    """Assigns to every variable of `target` that of `source`, cut to the active blocks of `wiring`."""
     values = source.weights_by_name()
-    if kept:
-        for name, value in values.items():
-            if any(part in name for part in PER_BLOCK):
-                values[name] = value[kept[name.split("/")[0]]]
+    if wiring is not None:
+        values, _ = cut(values, source.architecture, wiring)
     # Only a network that is no longer to learn its wiring has no place for the gates.
     places = {variable.path for variable in target.variables}
     target.assign_by_name(

@@ -1,54 +1,119 @@
-"""Trains a network of the zoo through its four phases.
+"""Trains a network of the zoo, or one on images of your own, through its four phases.
 
     python -m gated_resnext.train
     python -m gated_resnext.train --entry=cifar10_20_4_8_k1 --data_dir=~/tensorflow_datasets --workdir=runs/cifar10_k1
+    python -m gated_resnext.train --image_folder=photos --epochs_scale=0.1
+    python -m gated_resnext.train --dataset=tf_flowers --architecture='{"depth": 29, "width": 8, "fan_in": 2}'
 
 Trains into --workdir; the same command again goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import json
 import pathlib
+from typing import Any
 
 from absl import flags
 
-from gated_resnext import errors, recipes, zoo
+from gated_resnext import errors, files, recipes, workdir, zoo
+from gated_resnext.datasets.table import FOLDER
 
-ENTRY = flags.DEFINE_string("entry", zoo.DEFAULT, "Network of the zoo to train; see gated_resnext.zoo.names().")
-RECIPE = flags.DEFINE_string("recipe", None, f"Schedule: {', '.join(recipes.RECIPES)}. Default: that of the data set.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/<entry>.")
+ENTRY = flags.DEFINE_string(
+    "entry",
+    None,
+    f"Network of the zoo to train, or to take after for data of your own. Default: {zoo.DEFAULT}, or one that fits. "
+    "See gated_resnext.zoo.names().",
+)
+DATASET = flags.DEFINE_string("dataset", None, "Any data set of tensorflow-datasets with `image` and `label`.")
+IMAGE_FOLDER = flags.DEFINE_string(
+    "image_folder", None, "Folder of images with a sub-folder for each class, or with such in train/ and test/."
+)
+ARCHITECTURE = flags.DEFINE_string(
+    "architecture", None, "With data of your own: fields of the Architecture to change, as JSON or in a .json file."
+)
+RECIPE = flags.DEFINE_string(
+    "recipe", None, f"Schedule: {', '.join(recipes.RECIPES)} or a .json file. Default: that of the data set."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/<network>.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, draws, shuffling and augmentation.", lower_bound=0)
 EPOCHS_SCALE = flags.DEFINE_float("epochs_scale", 1.0, "Makes every phase longer or shorter, in proportion.")
-STRATEGY = flags.DEFINE_string("strategy", "auto", "auto, one_device or mirrored.")
+STRATEGY = flags.DEFINE_string("strategy", "auto", "auto, one_device, mirrored, multi_worker or tpu.")
+SYNC_BATCH_NORM = flags.DEFINE_bool("sync_batch_norm", False, "Batch norm counts the images of all replicas.")
+ON_NAN = flags.DEFINE_string("on_nan", "stop", "At a loss that is not finite: stop, or rollback and halve the rate.")
+CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Work that may be lost, in seconds.", lower_bound=0)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    row = zoo.entry(ENTRY.value)
-    name = RECIPE.value or zoo.DATASETS[row.dataset].recipe
-    if name not in recipes.RECIPES:
-        raise errors.UserError(f"recipe must be one of {', '.join(recipes.RECIPES)}. Received: {name!r}")
-    if not 0 < EPOCHS_SCALE.value < float("inf"):
-        raise errors.UserError(f"epochs_scale must be above 0. Received: {EPOCHS_SCALE.value}")
-    recipe = recipes.RECIPES[name].scaled(EPOCHS_SCALE.value)
-    workdir = pathlib.Path(WORKDIR.value or f"runs/{ENTRY.value}").expanduser()
+    run = None if DATASET.value or IMAGE_FOLDER.value else _run_of_the_zoo()
 
-    from gated_resnext import trainer
+    from gated_resnext import distribution, trainer
 
-    scope = trainer.strategy(STRATEGY.value)
-    run = trainer.Run.of(ENTRY.value, recipe, seed=SEED.value)
-    result = trainer.train(run, workdir, data_dir=DATA_DIR.value, scope=scope)
+    scope = distribution.strategy(STRATEGY.value)
+    run = run or _run_of_own_data()
+    folder = pathlib.Path(WORKDIR.value or f"runs/{run.entry}").expanduser()
+    result = trainer.train(
+        run,
+        folder,
+        data_dir=DATA_DIR.value,
+        scope=scope,
+        sync_batch_norm=SYNC_BATCH_NORM.value,
+        on_nan=ON_NAN.value,
+        checkpoint_s=CHECKPOINT_SECONDS.value,
+    )
+    if not distribution.is_chief(scope):
+        return
     print(
         f"\nTrained {result['entry']} on {result['dataset']}: {result['epochs']:g} epochs "
-        f"({'the whole' if EPOCHS_SCALE.value == 1 else f'{EPOCHS_SCALE.value:g} of the'} schedule {name!r}), "
-        f"{result['seconds']:.0f} s\n"
-        f"  top-1           {100 * result['top1']:.2f} % of {result['test_images']} test images\n"
+        f"({'the whole' if EPOCHS_SCALE.value == 1 else f'{EPOCHS_SCALE.value:g} of the'} schedule "
+        f"{result['recipe']!r}), {result['seconds']:.0f} s\n"
+        f"  top-1           {100 * result['top1']:.2f} % of {result['test_images']} test images, top-5 "
+        f"{100 * result['top5']:.2f} %\n"
         f"  active blocks   {' '.join(map(str, result['active_blocks']))} of {' '.join(map(str, result['blocks']))}\n"
         f"  parameters      {result['parameters']:,}; {result['parameters_pruned']:,} after pruning\n"
-        f"  written         {workdir}/model.keras\n\n"
-        f"Next: python -m export.prune_and_save --workdir={workdir} --output=models"
+        f"  written         {folder}/model.keras\n\n"
+        f"Next: python -m export.prune_and_save --workdir={folder} --output=models"
     )
+
+
+def _run_of_the_zoo() -> workdir.Run:
+    if ARCHITECTURE.value:
+        raise errors.UserError("--architecture goes with --dataset or --image_folder; an entry has its own")
+    entry = ENTRY.value or zoo.DEFAULT
+    name = RECIPE.value or zoo.DATASETS[zoo.entry(entry).dataset].recipe
+    return workdir.Run.of(entry, recipes.read(name, EPOCHS_SCALE.value), seed=SEED.value)
+
+
+def _run_of_own_data() -> workdir.Run:
+    if DATASET.value and IMAGE_FOLDER.value:
+        raise errors.UserError("give one of --dataset=NAME and --image_folder=FOLDER")
+    from gated_resnext import own_data
+
+    dataset = DATASET.value or FOLDER + str(pathlib.Path(IMAGE_FOLDER.value).expanduser().absolute())
+    return own_data.run_of(
+        dataset,
+        entry=ENTRY.value,
+        fields=_fields(ARCHITECTURE.value),
+        recipe=RECIPE.value,
+        epochs_scale=EPOCHS_SCALE.value,
+        seed=SEED.value,
+        data_dir=DATA_DIR.value,
+    )
+
+
+def _fields(text: str | None) -> dict[str, Any]:
+    """The object of --architecture, which is JSON or the path of a file with it."""
+    if not text:
+        return {}
+    try:
+        fields = files.read_json(text) if text.endswith(".json") else json.loads(text)
+    except json.JSONDecodeError as error:
+        raise errors.UserError(f"--architecture is no JSON ({error}). Received: {text!r}") from None
+    if not isinstance(fields, dict):
+        raise errors.UserError(f'--architecture must be like {{"depth": 29, "fan_in": 2}}. Received: {text!r}')
+    return fields
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Runs the phases of a recipe with `model.fit`, in a workdir that training again resumes.
+"""Runs the phases of a recipe, in a workdir that training again resumes.
 
-The workdir holds: `run.json` (what is trained), `checkpoint.npz` (the newest state), `metrics.jsonl` and `tensorboard/`
-(one row a round), and at the end `model.keras`, `gates.npz` and `result.json`.
+The workdir holds: `run.json` (what is trained), `checkpoints/` (the newest states), `metrics.jsonl` and `tensorboard/`
+(one row a round), and at the end `gates.npz`, `model.keras` and `result.json`.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
+import math
 import os
 import pathlib
 import sys
@@ -20,109 +20,149 @@ import numpy as np
 import tensorflow as tf
 
 import gated_resnext
-from gated_resnext import files, gates, pruning
+from gated_resnext import files, gates, pruning, workdir
+from gated_resnext.checkpoints import Checkpoints, Place
 from gated_resnext.connectivity import Connectivity
-from gated_resnext.data import Images
+from gated_resnext.data import Images, Shard
+from gated_resnext.distribution import check_together, is_chief
 from gated_resnext.errors import UserError
+from gated_resnext.loop import Loop, Scores
+from gated_resnext.metrics import Metrics
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.optimizer import GateConnectSGD
+from gated_resnext.progress import Progress
 from gated_resnext.recipes import Phase, Steps
-from gated_resnext.workdir import Run, check, read_metrics
+from gated_resnext.termination import Termination
+from gated_resnext.workdir import Run
 
-STRATEGIES = ("auto", "one_device", "mirrored")
-
-
-def strategy(name: str = "auto") -> tf.distribute.Strategy:
-    """The tf.distribute strategy of a name: "auto" mirrors over the GPUs, or else the CPUs, where there are several."""
-    if name not in STRATEGIES:
-        raise UserError(f"strategy must be one of {', '.join(STRATEGIES)}. Received: {name!r}")
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    if name == "mirrored" or (name == "auto" and len(devices) > 1):
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
-    return tf.distribute.get_strategy()
+ON_NAN = ("stop", "rollback")
+MOST_ROLLBACKS = 5
+# Seconds of one call of the compiled loop: often enough to stop, to save and to tell, seldom enough to cost nothing.
+CALL_S = 0.5
 
 
 def train(
     run: Run,
-    workdir: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
     *,
     data_dir: str | os.PathLike[str] | None = None,
     scope: tf.distribute.Strategy | None = None,
+    sync_batch_norm: bool = False,
+    on_nan: str = "stop",
+    checkpoint_s: float = 60.0,
 ) -> dict[str, Any]:
     """Trains, or goes on training, and evaluates.
 
+    Every step is a function of the state before it, so that a run stopped anywhere ends in the weights of an
+    uninterrupted one. SIGTERM saves and raises SystemExit(0).
+
     Args:
         run: what to train.
-        workdir: folder of the run; made if it is not there.
+        folder: the workdir; made if it is not there. Several workers share one.
         data_dir: folder of tensorflow-datasets.
         scope: a tf.distribute strategy; None for the one in force.
+        sync_batch_norm: whether batch norm counts the images of all replicas.
+        on_nan: what a loss that is not finite does: "stop", or "rollback" to the newest checkpoint and on from there
+            at half the rate until the end of the phase.
+        checkpoint_s: seconds of work that may be lost.
 
     Returns:
         The result, as `result.json` holds it.
 
     Raises:
-        UserError: if the workdir is of another run, its checkpoint is damaged, the data is not there, or the loss is no
-            longer finite.
+        UserError: if the workdir is of another run or another training is at work in it, no checkpoint is whole, the
+            data is not there, or the loss is no longer finite.
 
     Reference:
         Section 2.2, Algorithm 1 and Appendix E of the paper.
     """
-    return _Training(run, pathlib.Path(workdir), data_dir, scope or tf.distribute.get_strategy()).run_phases()
+    if on_nan not in ON_NAN:
+        raise UserError(f"on_nan must be one of {', '.join(ON_NAN)}. Received: {on_nan!r}")
+    scope = scope or tf.distribute.get_strategy()
+    if run.recipe.batch_size % scope.num_replicas_in_sync:
+        raise UserError(
+            f"the batch of {run.recipe.batch_size} does not divide into {scope.num_replicas_in_sync} replicas"
+        )
+    folder = pathlib.Path(folder)
+    workdir.check(run, folder)
+    images = Images(run.dataset, run.recipe, data_dir, run.architecture.input_shape)
+    with Termination() as termination, workdir.alone(folder, is_chief(scope)):
+        training = _Training(run, folder, images, scope, sync_batch_norm, on_nan, checkpoint_s, termination)
+        try:
+            return training.run_phases()
+        except tf.errors.UnavailableError as error:
+            raise UserError(
+                f"another worker is gone ({str(error).splitlines()[0][:160]}); started again on all of them, the same "
+                "command goes on from the newest checkpoint"
+            ) from error
 
 
-def top1(model: GatedResNeXt, images: Images) -> float:
-    """Share of the test images whose most probable class is theirs."""
-    hits = sum(int((model.predict_on_batch(x).argmax(-1) == y.numpy()).sum()) for x, y in images.test())
-    return hits / len(images)
+class _Diverged(Exception):
+    """The loss is not finite."""
 
 
 class _Training:
     """The state of one run: the network of the current phase and where it stands."""
 
-    def __init__(self, run: Run, workdir: pathlib.Path, data_dir: Any, scope: tf.distribute.Strategy) -> None:
-        self.run, self.workdir, self.scope = run, workdir, scope
-        if run.recipe.batch_size % scope.num_replicas_in_sync:
-            raise UserError(
-                f"the batch of {run.recipe.batch_size} does not divide into {scope.num_replicas_in_sync} replicas"
-            )
-        check(run, workdir)
-        self.images = Images(run.dataset, run.recipe, data_dir)
-        files.write_json(workdir / "run.json", run.to_dict())
+    def __init__(
+        self,
+        run: Run,
+        folder: pathlib.Path,
+        images: Images,
+        scope: tf.distribute.Strategy,
+        sync_batch_norm: bool = False,
+        on_nan: str = "stop",
+        checkpoint_s: float = 60.0,
+        termination: Termination | None = None,
+    ) -> None:
+        self.run, self.folder, self.images, self.scope = run, folder, images, scope
+        self.sync_batch_norm, self.on_nan = sync_batch_norm, on_nan
+        self.termination = termination or Termination()
+        self.chief = is_chief(scope)
+        if self.chief:
+            files.write_json(folder / "run.json", run.to_dict())
         _keep_freed_memory()
-        self.schedule: tuple[Steps, ...] = run.recipe.steps(self.images.steps_per_epoch)
-        self.phase = self.round = self.step = 0
-        self.seconds = 0.0
-        self.fixed_model: GatedResNeXt | None = None
+        self.checkpoints = Checkpoints(folder / "checkpoints", checkpoint_s)
+        self.schedule: tuple[Steps, ...] = run.recipe.steps(images.steps_per_epoch)
+        self.place = Place(images=images.size)
         self.wiring = Connectivity.initial(run.architecture, run.wiring, seed=run.seed)
+        self.unused: pruning.Weights = {}
+        self.fixed: Loop | None = None
+        # Workers meet in iterations of equal number, so their calls must be of equal length: with several, of one step.
+        self.several_workers = isinstance(scope, tf.distribute.MultiWorkerMirroredStrategy)
+        self.call_steps = 1
+        self.progress = Progress(
+            self.total_steps,
+            sum(steps.epochs for steps in self.schedule),
+            run.recipe.batch_size,
+            silent=not self.chief,
+        )
 
     @property
     def total_steps(self) -> int:
         return sum(steps.epochs * steps.steps for steps in self.schedule)
 
+    @property
+    def rounds_done(self) -> int:
+        return sum(steps.epochs for steps in self.schedule[: self.place.phase]) + self.place.round
+
     def run_phases(self) -> dict[str, Any]:
         """All that is left of the schedule, then the evaluation."""
         state = self._restore()
-        while self.phase < len(self.schedule):
-            phase, steps = self.run.recipe.phases[self.phase], self.schedule[self.phase]
+        while self.place.phase < len(self.schedule):
+            phase, steps = self.run.recipe.phases[self.place.phase], self.schedule[self.place.phase]
             if phase.gate_learning_rate == 0 and self.wiring is None:
-                self._freeze(state)
-            model = self._compiled(phase, state)
-            if self.round == 0:
-                print(self._headline(phase, steps), flush=True)
-            left = (steps.epochs - self.round) * steps.steps
-            batches = self.images.train(seed=self.run.seed, first_step=self.step, steps=left)
-            model.fit(
-                batches,
-                epochs=steps.epochs,
-                initial_epoch=self.round,
-                steps_per_epoch=steps.steps,
-                validation_data=self.images.test(),
-                shuffle=False,
-                verbose=1 if sys.stdout.isatty() else 2,
-                callbacks=[_Rounds(self, phase, steps), keras.callbacks.TerminateOnNaN()],
-            )
-            state = _state(model)
-            self.phase, self.round = self.phase + 1, 0
+                state = self._freeze(state)
+            loop = self._loop(phase, state)
+            if self.place.round == self.place.steps == 0:
+                self.progress.say(self._headline(phase, steps))
+            try:
+                self._run_phase(loop, phase, steps)
+            except _Diverged as error:
+                state = self._roll_back(str(error))
+                continue
+            state = self._state(loop)
+            self.place.phase, self.place.round, self.place.rate = self.place.phase + 1, 0, 1.0
         return self._finish(state)
 
     def _headline(self, phase: Phase, steps: Steps) -> str:
@@ -130,105 +170,277 @@ class _Training:
         if not self.run.architecture.learnable:
             gates_are = "no gates"
         passes = steps.epochs * steps.steps / self.images.steps_per_epoch
-        which, rate = f"Phase {self.phase + 1} of {len(self.schedule)}", f"{phase.learning_rate:g}"
-        return f"{which}: {passes:.3g} epochs at rate {rate}, {gates_are}"
+        which = f"Phase {self.place.phase + 1} of {len(self.schedule)}"
+        return f"{which}: {passes:.3g} epochs at rate {self._rate(phase):g}, {gates_are}"
 
-    def _network(self, activation: str | None = None) -> GatedResNeXt:
-        return GatedResNeXt(self.run.architecture, self.wiring, activation, seed=self.run.seed, name=self.run.entry)
+    def _rate(self, phase: Phase) -> float:
+        return phase.learning_rate * self.place.rate
 
-    def _compiled(self, phase: Phase, state: dict[str, np.ndarray] | None) -> GatedResNeXt:
-        """The network of a phase with its optimizer, holding `state` where there is one."""
-        if self.fixed_model is not None:  # built and traced in the phase before
-            optimizer = self.fixed_model.optimizer
-            with self.scope.scope():
-                for variable in optimizer.variables:
-                    variable.assign(keras.ops.zeros_like(variable))
-                optimizer.learning_rate = phase.learning_rate
-            return self.fixed_model
-        recipe = self.run.recipe
-        with self.scope.scope():
-            model = self._network()
-            optimizer = GateConnectSGD(
-                phase.learning_rate, phase.gate_learning_rate, l2=recipe.weight_decay, momentum=recipe.momentum
+    # One phase
+
+    def _run_phase(self, loop: Loop, phase: Phase, steps: Steps) -> None:
+        place = self.place
+        left = (steps.epochs - place.round) * steps.steps - place.steps
+        batches = iter(self._distributed(lambda shard: self.images.train(self.run.seed, place.step, left, shard)))
+        while place.round < steps.epochs:
+            while place.steps < steps.steps:
+                self._some_steps(loop, batches, steps.steps - place.steps, phase)
+                self._stop_if_asked(loop)
+                if self.checkpoints.due():
+                    self.save(loop)
+                self.progress.show(
+                    self._round_of(steps),
+                    place.steps,
+                    steps.steps,
+                    place.step,
+                    self.rounds_done,
+                    Scores(*place.scores).means(),
+                )
+            self._end_round(loop, phase, steps)
+            self._stop_if_asked(loop)
+
+    def _round_of(self, steps: Steps) -> str:
+        return f"phase {self.place.phase + 1}, round {min(self.place.round + 1, steps.epochs)} of {steps.epochs}"
+
+    def _some_steps(self, loop: Loop, batches: Iterator[Any], left: int, phase: Phase) -> None:
+        """One call of the compiled loop, of as many steps as take about `CALL_S`."""
+        place, began = self.place, time.monotonic()
+        scores = loop.train(batches, min(left, self.call_steps))
+        spent = time.monotonic() - began
+        place.seconds += spent
+        for row in scores:
+            place.scores = Scores(*place.scores) + row
+        place.step += len(scores)
+        place.steps += len(scores)
+        if not np.isfinite(scores[-1][0]):
+            raise _Diverged(
+                f"the loss is {scores[-1][0]} at step {place.step}, in phase {place.phase + 1} at learning rate "
+                f"{self._rate(phase):g}"
             )
-            model.compile(
-                optimizer,
-                keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-                metrics=[keras.metrics.SparseCategoricalAccuracy(name="top1")],
-                jit_compile=False,  # whether XLA pays on this graph is not measured yet; Keras would turn it on unasked
-            )
-            optimizer.build(model.trainable_variables)
-            if state is None:
-                model.get_layer("standardize").mean_image.assign(self.images.mean_image())
-            else:
-                _assign(model, state, with_optimizer=self.round > 0)
-        if not model.real_gates():
-            self.fixed_model = model
-        return model
+        if loop.compiled:
+            self.progress.stepped(len(scores), spent)
+        if loop.compiled and not self.several_workers:
+            self.call_steps = max(1, min(2 * self.call_steps, math.floor(CALL_S * len(scores) / spent)))
+        loop.compiled = True
 
-    def _freeze(self, state: dict[str, np.ndarray] | None) -> None:
-        """Fixes the wiring to the top K of the gates in `state` and keeps the gates for the record."""
-        if state is None or not self.run.architecture.learnable or self.run.architecture.gates == "real":
-            return
-        real_gates = [state[f"{plan.name}_gate/real_gates"] for plan in self.run.architecture.plan()[1:]]
-        files.write_arrays(
-            self.workdir / "gates.npz", {f"module{i}": gate for i, gate in enumerate(real_gates, start=2)}
-        )
-        arch = self.run.architecture
-        self.wiring = Connectivity.top_k(real_gates, arch.fan_in, first=arch.cardinality)
-        for name in [name for name in state if name.endswith(pruning.GATE_STATE)]:
-            del state[name]
-
-    def save(self, model: GatedResNeXt) -> None:
-        """Replaces the checkpoint by the state after the round that just ended."""
-        place = {
-            "phase": self.phase,
-            "round": self.round,
-            "step": self.step,
-            "seconds": self.seconds,
-            "wiring": self.wiring and self.wiring.to_dict(),
+    def _end_round(self, loop: Loop, phase: Phase, steps: Steps) -> None:
+        """Evaluation, a row of metrics, a checkpoint."""
+        place, began = self.place, time.monotonic()
+        means = Scores(*place.scores).means()
+        tests = self._evaluate(loop).means()
+        spent = time.monotonic() - began
+        place.seconds += spent
+        self.progress.tested(spent)
+        which = self._round_of(steps)
+        place.round, place.steps, place.scores = place.round + 1, 0, Place.scores
+        row: dict[str, Any] = {
+            "phase": place.phase + 1,
+            "round": place.round,
+            "step": place.step,
+            "epoch": round(place.step / self.images.steps_per_epoch, 4),
+            **means,
+            **{f"test_{name}": value for name, value in tests.items()},
+            "learning_rate": self._rate(phase),
+            "gate_learning_rate": phase.gate_learning_rate,
+            "images_per_s": round(self.progress.images_per_s, 1),
+            "seconds": round(place.seconds, 2),
         }
-        files.write_arrays(self.workdir / "checkpoint.npz", {**_state(model), "place": np.array(json.dumps(place))})
+        real_gates = loop.model.real_gates()
+        if real_gates:
+            row["gate_entropy"] = [round(float(gates.entropy(gate)), 5) for gate in real_gates]
+        row["active_blocks"] = list((self.wiring or loop.model.wiring()).active_blocks)
+        if self.chief:
+            self.metrics.append(row)
+        self.save(loop)
+        self.progress.show_round(which, place.step, self.rounds_done, means, tests)
 
-    def _restore(self) -> dict[str, np.ndarray] | None:
-        """The state of the checkpoint, and this object set to its place; None at the start of a run."""
-        path = self.workdir / "checkpoint.npz"
-        metrics = self.workdir / "metrics.jsonl"
-        if not path.is_file():
-            metrics.unlink(missing_ok=True)
-            return None
-        state = files.read_arrays(path)
-        try:
-            place = json.loads(str(state.pop("place")))
-            self.phase, self.round, self.step = place["phase"], place["round"], place["step"]
-            self.seconds = place["seconds"]
-            self.wiring = place["wiring"] and Connectivity.from_dict(place["wiring"])
-            steps = self.schedule[self.phase]
-        except (KeyError, ValueError, IndexError, TypeError) as error:
-            raise UserError(f"{path} is no checkpoint of this run ({error}); delete it to start anew") from None
-        rows = [row for row in read_metrics(self.workdir) if row["step"] <= self.step]
-        with files.replacing(metrics) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        print(f"Resuming {self.run.entry} after step {self.step} of {self.total_steps}", flush=True)
-        if self.round == steps.epochs:
-            self.phase, self.round = self.phase + 1, 0
+    def _evaluate(self, loop: Loop) -> Scores:
+        """The scores of all test images."""
+        total = Scores()
+        for scores in loop.test(self._distributed(self.images.test_shard)):
+            total += scores
+            self._stop_if_asked(loop)
+        return total
+
+    def _distributed(self, of_shard: Any) -> Any:
+        """A data set whose rows each replica gets its own part of."""
+
+        def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            workers = context.num_input_pipelines
+            return of_shard(Shard(context.input_pipeline_id, workers, context.num_replicas_in_sync // workers))
+
+        return self.scope.distribute_datasets_from_function(of_worker)
+
+    def _stop_if_asked(self, loop: Loop) -> None:
+        if not self.termination.asked:
+            return
+        if loop.optimizer is not None:
+            self.save(loop)
+        place = self.place
+        self.progress.say(f"Saved after step {place.step} of {self.total_steps}; the same command goes on from there")
+        raise SystemExit(0)
+
+    # The network of a phase
+
+    def _network(self, wiring: Connectivity | None, activation: str | None = None) -> GatedResNeXt:
+        run = self.run
+        return GatedResNeXt(
+            run.architecture, wiring, activation, synchronized=self.sync_batch_norm, seed=run.seed, name=run.entry
+        )
+
+    def _loop(self, phase: Phase, state: pruning.Weights | None) -> Loop:
+        """The compiled network of a phase, holding `state` where there is one.
+
+        With a fixed wiring it is the pruned network: the same function, and the same updates of what remains.
+        """
+        recipe, fresh = self.run.recipe, self.place.round == self.place.steps == 0
+        if self.wiring is not None and state is None:
+            state, self.unused = self._cut(self._initial_state())
+        if self.fixed is None:
+            with self.scope.scope():
+                model = self._network(self.wiring and self.wiring.pruned())
+                optimizer = GateConnectSGD(
+                    phase.learning_rate, phase.gate_learning_rate, l2=recipe.weight_decay, momentum=recipe.momentum
+                )
+                optimizer.build(model.trainable_variables)
+            loop = Loop(model, self.scope, recipe.batch_size, optimizer)
+            if not model.real_gates():
+                self.fixed = loop
+        else:
+            loop = self.fixed  # built and traced in the phase before
+        with self.scope.scope():
+            for variable in loop.optimizer.variables:
+                variable.assign(keras.ops.zeros_like(variable))
+            if state is None:
+                loop.model.get_layer("standardize").mean_image.assign(self._mean_image())
+            else:
+                _assign(loop, state, with_optimizer=not fresh)
+            loop.optimizer.learning_rate = self._rate(phase)
+        return loop
+
+    def _initial_state(self) -> pruning.Weights:
+        """Of the whole network, with the unused blocks of a fixed wiring."""
+        state = self._network(self.wiring).weights_by_name()
+        return {**state, "standardize/mean_image": self._mean_image()}
+
+    def _mean_image(self) -> np.ndarray:
+        """Of the training images, all of which are looked at first."""
+        self.images.check()
+        return self.images.mean_image()
+
+    def _cut(self, state: pruning.Weights) -> tuple[pruning.Weights, pruning.Weights]:
+        assert self.wiring is not None
+        return pruning.cut(state, self.run.architecture, self.wiring)
+
+    def _freeze(self, state: pruning.Weights | None) -> pruning.Weights | None:
+        """Fixes the wiring to the top K of the gates in `state`, keeps the gates for the record, cuts unused blocks."""
+        arch = self.run.architecture
+        if not arch.learnable or arch.gates == "real":
+            return state
+        if state is None:  # a recipe that never learns its gates: all are equal
+            state = self._initial_state()
+        real_gates = [state[f"{plan.name}_gate/real_gates"] for plan in arch.plan()[1:]]
+        if self.chief:
+            files.write_arrays(
+                self.folder / "gates.npz", {f"module{i}": gate for i, gate in enumerate(real_gates, start=2)}
+            )
+        self.wiring = Connectivity.top_k(real_gates, arch.fan_in, first=arch.cardinality)
+        weights = {
+            name: value
+            for name, value in state.items()
+            if not name.startswith("optimizer/") and not name.endswith(pruning.GATE_STATE)
+        }
+        state, self.unused = self._cut(weights)
         return state
 
-    def _finish(self, state: dict[str, np.ndarray] | None) -> dict[str, Any]:
-        """Writes the network and what it reaches on the test images."""
-        model = self._network("softmax")
-        if state is not None:
-            _assign(model, state, with_optimizer=False)
+    # The state on disk
+
+    def _state(self, loop: Loop) -> pruning.Weights:
+        """Weights and optimizer state by name."""
+        optimizer = {f"optimizer/{v.path}": keras.ops.convert_to_numpy(v) for v in loop.optimizer.variables}
+        return {**loop.model.weights_by_name(), **optimizer}
+
+    def save(self, loop: Loop) -> None:
+        """Writes a checkpoint of this moment."""
+        if not self.chief:
+            return
+        self.place.wiring = self.wiring.to_dict() if self.wiring else None
+        unused = {f"unused/{name}": value for name, value in self.unused.items()}
+        self.checkpoints.write(self.place, {**self._state(loop), **unused})
+
+    def _restore(self) -> pruning.Weights | None:
+        """The state of the newest checkpoint, and this object set to its place; None at the start of a run."""
+        found = self.checkpoints.newest(self.progress.say)
+        state: pruning.Weights | None = None
+        if found is not None:
+            self.place, state = found
+            self._check_place()
+            self.wiring = Connectivity.from_dict(self.place.wiring) if self.place.wiring else None
+            self.unused = {name[7:]: state.pop(name) for name in [*state] if name.startswith("unused/")}
+            self.progress.say(f"Resuming {self.run.entry} after step {self.place.step} of {self.total_steps}")
+        check_together(self.scope, self.place.step)
+        if self.chief:
+            self.metrics = Metrics(self.folder, (self.place.phase + 1, self.place.round))
+        if self.place.round == self.schedule[self.place.phase].epochs:
+            self.place.phase, self.place.round, self.place.rate = self.place.phase + 1, 0, 1.0
+        return state
+
+    def _check_place(self) -> None:
+        place = self.place
+        if not 0 <= place.phase < len(self.schedule):
+            raise UserError(
+                f"the checkpoints in {self.checkpoints.folder} are of another run; choose another --workdir"
+            )
+        if place.images != self.images.size:
+            raise UserError(
+                f"the run began with {place.images} training images of {self.run.dataset}, now there are "
+                f"{self.images.size}; restore them or choose another --workdir"
+            )
+
+    def _roll_back(self, what: str) -> pruning.Weights | None:
+        """The state of the newest checkpoint, from which to go on at half the rate.
+
+        Raises:
+            UserError: if the run is to stop, or that did not help several times.
+        """
+        rollbacks, rate = self.place.rollbacks, self.place.rate
+        found = self.checkpoints.newest(self.progress.say)
+        kept = f"the last good checkpoint is that of step {found[0].step}" if found else "there is no checkpoint before"
+        if self.on_nan == "stop":
+            raise UserError(f"{what}; {kept}. --on_nan=rollback goes on from it at half the rate")
+        if rollbacks == MOST_ROLLBACKS:
+            raise UserError(f"{what}, after {rollbacks} rollbacks; {kept}. Lower the rates in a recipe of your own")
+        phase = self.place.phase
+        self.place, self.unused = Place(images=self.images.size), {}
+        self.wiring = Connectivity.initial(self.run.architecture, self.run.wiring, seed=self.run.seed)
+        state = self._restore()
+        self.place.rollbacks, self.place.rate = rollbacks + 1, rate / 2 if self.place.phase == phase else 1.0
+        self.progress.say(f"Rolled back: {what}; on from step {self.place.step} at half the rate")
+        return state
+
+    def _finish(self, state: pruning.Weights | None) -> dict[str, Any]:
+        """Writes the network, all its blocks, and what it reaches on the test images."""
+        assert state is not None
+        weights = {name: value for name, value in state.items() if not name.startswith("optimizer/")}
+        if self.wiring is not None:
+            weights = pruning.uncut(weights, self.unused, self.run.architecture, self.wiring)
+        with self.scope.scope():
+            model = self._network(self.wiring, "softmax")
+            loop = Loop(model, self.scope, self.run.recipe.batch_size)
+            _assign(loop, weights, with_optimizer=False)
+        tests = self._evaluate(loop).means()
         arch, wiring = self.run.architecture, model.wiring()
         result = {
             "entry": self.run.entry,
             "dataset": self.run.dataset,
             "recipe": self.run.recipe.name,
-            "epochs": round(self.step / self.images.steps_per_epoch, 3),
-            "steps": self.step,
+            "epochs": round(self.place.step / self.images.steps_per_epoch, 3),
+            "steps": self.place.step,
             "seed": self.run.seed,
-            "seconds": round(self.seconds, 1),
-            "top1": top1(model, self.images),
+            "seconds": round(self.place.seconds, 1),
+            "rollbacks": self.place.rollbacks,
+            "top1": tests["top1"],
+            "top5": tests["top5"],
             "test_images": len(self.images),
             "blocks": list(wiring.blocks),
             "active_blocks": list(wiring.active_blocks),
@@ -238,104 +450,19 @@ class _Training:
             "labels": self.images.labels,
             "version": gated_resnext.__version__,
         }
-        with files.replacing(self.workdir / "model.keras") as temporary:
-            model.save(temporary)
-        files.write_json(self.workdir / "result.json", result)
+        if self.chief:
+            with files.replacing(self.folder / "model.keras") as temporary:
+                model.save(temporary)
+            files.write_json(self.folder / "result.json", result)
         return result
 
 
-class _Rounds(keras.callbacks.Callback):
-    """After each round: a row of metrics, the time left, a checkpoint."""
-
-    def __init__(self, training: _Training, phase: Phase, steps: Steps) -> None:
-        super().__init__()
-        self.training, self.phase, self.steps = training, phase, steps
-        self.writer = tf.summary.create_file_writer(str(training.workdir / "tensorboard"))
-        self.first_step, self.first_seconds = training.step, training.seconds
-        self.began = self.spoken = time.perf_counter()
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self.round_began = time.perf_counter()
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Where there is no terminal to draw a bar on: a line every half minute."""
-        now = time.perf_counter()
-        if sys.stdout.isatty() or now - self.spoken < 30:
-            return
-        self.spoken = now
-        rate = (batch + 1) / (now - self.round_began)
-        left = (self.training.total_steps - self.training.step - batch - 1) / rate / 60
-        images_per_s = rate * self.training.run.recipe.batch_size
-        print(f"  step {batch + 1} of {self.steps.steps}, {images_per_s:.0f} images/s, {left:.0f} min left", flush=True)
-
-    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        self.round_trained = time.perf_counter()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        logs = {} if logs is None else logs
-        training, recipe = self.training, self.training.run.recipe
-        if not np.isfinite(logs["loss"]):
-            raise UserError(
-                f"the loss is {logs['loss']} after step {training.step + self.steps.steps} in phase "
-                f"{training.phase + 1} at learning rate {self.phase.learning_rate:g}; the last good checkpoint is that "
-                f"of step {training.step}. Lower the rates in a recipe of your own and train into a new workdir"
-            )
-        training.step += self.steps.steps
-        training.round = epoch + 1
-        spent = time.perf_counter() - self.began
-        training.seconds = self.first_seconds + spent
-        row: dict[str, Any] = {
-            "phase": training.phase + 1,
-            "round": epoch + 1,
-            "step": training.step,
-            "epoch": round(training.step / training.images.steps_per_epoch, 4),
-            "loss": float(logs["loss"]),
-            "top1": float(logs["top1"]),
-            "test_loss": float(logs["val_loss"]),
-            "test_top1": float(logs["val_top1"]),
-            "learning_rate": self.phase.learning_rate,
-            "gate_learning_rate": self.phase.gate_learning_rate,
-            "images_per_s": round(self.steps.steps * recipe.batch_size / (self.round_trained - self.round_began), 1),
-            "seconds": round(training.seconds, 2),
-        }
-        real_gates = self.model.real_gates()
-        if real_gates:
-            row["gate_entropy"] = [round(float(gates.entropy(gate)), 5) for gate in real_gates]
-        row["active_blocks"] = list(self.model.wiring().active_blocks)
-        with open(training.workdir / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        with self.writer.as_default(step=training.step):
-            for name, value in _scalars(row):
-                tf.summary.scalar(name, value)
-        self.writer.flush()
-        training.save(self.model)
-        done = training.step - self.first_step
-        logs["minutes_left"] = (training.total_steps - training.step) * spent / done / 60
-
-
-def _scalars(row: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """The numbers of a row of metrics, a list's one by one."""
-    for name, value in row.items():
-        if isinstance(value, list):
-            # Entropies are of the gates of modules 2 to M, active blocks of all modules.
-            first = 2 if name == "gate_entropy" else 1
-            yield from ((f"{name}/module{number}", item) for number, item in enumerate(value, start=first))
-        elif name != "step":
-            yield name, value
-
-
-def _state(model: GatedResNeXt) -> dict[str, np.ndarray]:
-    """Weights and optimizer state by name."""
-    optimizer = {f"optimizer/{v.path}": keras.ops.convert_to_numpy(v) for v in model.optimizer.variables}
-    return {**model.weights_by_name(), **optimizer}
-
-
-def _assign(model: GatedResNeXt, state: dict[str, np.ndarray], *, with_optimizer: bool) -> None:
-    """The inverse of `_state`."""
+def _assign(loop: Loop, state: pruning.Weights, *, with_optimizer: bool) -> None:
+    """Weights and, if asked, optimizer state by name."""
     try:
-        model.assign_by_name({name: value for name, value in state.items() if not name.startswith("optimizer/")})
+        loop.model.assign_by_name({name: value for name, value in state.items() if not name.startswith("optimizer/")})
         if with_optimizer:
-            for variable in model.optimizer.variables:
+            for variable in loop.optimizer.variables:
                 variable.assign(state[f"optimizer/{variable.path}"])
     except (KeyError, ValueError) as error:
         raise UserError(f"the checkpoint is of another network ({error}); delete it to start anew") from None

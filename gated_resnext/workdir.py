@@ -5,10 +5,14 @@ Plain Python: nothing here needs Keras or TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import shutil
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 from gated_resnext import files, zoo
@@ -102,8 +106,50 @@ def check(run: Run, workdir: pathlib.Path) -> None:
             )
             raise UserError(f"{workdir} belongs to another run ({values}); choose another --workdir")
         return
-    if workdir.is_dir() and any(workdir.iterdir()):
+    if workdir.is_dir() and any(not path.name.startswith(".") for path in workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
+
+
+@contextlib.contextmanager
+def alone(workdir: pathlib.Path, chief: bool = True) -> Iterator[None]:
+    """Holds the workdir, so that no second training writes into it; the system lets go of it when the process ends.
+
+    Args:
+        workdir: made if it is not there.
+        chief: False for a worker that only reads; it holds nothing.
+
+    Raises:
+        UserError: if another process holds it.
+    """
+    if not chief:
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "a+", encoding="utf-8") as file:
+        _lock(file, workdir)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        for partial in [*workdir.glob(".*.partial"), *workdir.glob("checkpoints/.*.partial")]:
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed while it wrote
+        yield
+
+
+def _lock(file: Any, workdir: pathlib.Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: without a lock
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(
+            f"another training ({file.read() or 'just started'}) is at work in {workdir}; wait for it or choose "
+            "another --workdir"
+        ) from None
+    except OSError:  # a file system without locks
+        return
 
 
 def _brief(value: Any) -> str:

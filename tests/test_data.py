@@ -4,25 +4,25 @@ import dataclasses
 import gzip
 import importlib.resources
 import io
+import os
+import pathlib
 import socket
+import tarfile
 
+import hypothesis
 import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from hypothesis import strategies as st
+from test_augmentation import encoded, numpy_augment, of_batch, photograph, pil_central_crop
 
 from gated_resnext import data
-from gated_resnext.data import Images
+from gated_resnext.data import Images, Shard
 from gated_resnext.datasets.table import DATASETS, DatasetInfo
 from gated_resnext.errors import UserError
-from gated_resnext.recipes import RECIPES, Phase, Recipe
-
-PLAIN = Recipe("plain", (Phase(1, 0.1),), batch_size=64, weight_decay=0, flip=False)
-
-
-def of_batch(batch_size, **changes):
-    return dataclasses.replace(PLAIN, batch_size=batch_size, **changes)
+from gated_resnext.recipes import RECIPES
 
 
 def listed(batches):
@@ -93,59 +93,6 @@ def test_labels_stay_with_their_images(digits_dir, digits):
     for batch, labels in listed(images.train(seed=1, first_step=0, steps=3)):
         assert [label_of[image.tobytes()] for image in batch] == labels.tolist()
     assert images.labels == [str(digit) for digit in range(10)]
-
-
-# Random crops
-
-
-def numpy_augment(images, recipe, height, width, fill, seed):
-    """`augment` image by image, from the same draws."""
-    draws = tf.random.stateless_uniform((3, len(images)), seed).numpy()
-    pad, (rows, columns, channels) = recipe.pad, images.shape[1:]
-    result = np.empty((len(images), height, width, channels), np.uint8)
-    for i, image in enumerate(images):
-        padded = np.empty((rows + 2 * pad, columns + 2 * pad, channels), np.uint8)
-        padded[:] = np.asarray(fill, np.uint8)
-        padded[pad : pad + rows, pad : pad + columns] = image
-        top = int(draws[0, i] * np.float32(rows + 2 * pad - height + 1))
-        left = int(draws[1, i] * np.float32(columns + 2 * pad - width + 1))
-        crop = padded[top : top + height, left : left + width]
-        result[i] = crop[:, ::-1] if recipe.flip and draws[2, i] >= 0.5 else crop
-    return result
-
-
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize(
-    "size, shape, pad",
-    [
-        ((32, 32, 3), (32, 32, 3), 4),
-        ((84, 84, 3), (64, 64, 3), 0),
-        ((8, 8, 1), (8, 8, 1), 0),
-        ((9, 7, 2), (6, 5, 2), 1),
-    ],
-)
-def test_augment_is_pad_crop_and_mirror(size, shape, pad, flip):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (200, *size), dtype=np.uint8)
-    recipe, fill = of_batch(200, pad=pad, flip=flip), rng.integers(0, 256, size[2]).astype(np.float32)
-    for seed in ((0, 0), (5, 123_456)):
-        found = data.augment(tf.constant(images), recipe, shape, fill, seed=seed)
-        assert found.dtype == tf.uint8
-        np.testing.assert_array_equal(found, numpy_augment(images, recipe, *shape[:2], fill, seed))
-
-
-def test_every_window_and_both_directions_are_as_likely_as_each_other():
-    # Pixel (r, c) is 16 r + c + 1: the first pixel of a crop tells its place, the second its direction.
-    image = (np.arange(10)[:, None] * 16 + np.arange(10) + 1).astype(np.uint8)[None, ..., None]
-    crops = data.augment(
-        tf.constant(np.repeat(image, 18_000, 0)), of_batch(1, flip=True), (8, 8, 1), np.zeros(1), seed=(0, 1)
-    ).numpy()[..., 0]
-    mirrored = crops[:, 0, 0] > crops[:, 0, 1]
-    corner = np.where(mirrored, crops[:, 0, 7], crops[:, 0, 0]).astype(int) - 1
-    counts = collections.Counter(zip((corner // 16).tolist(), (corner % 16).tolist(), mirrored.tolist(), strict=True))
-    assert set(counts) == {(r, c, m) for r in range(3) for c in range(3) for m in (False, True)}
-    # 18,000 draws over 18 cells: 1,000 each, a standard deviation of 31.
-    assert max(abs(count - 1000) for count in counts.values()) < 5 * 31
 
 
 def test_train_pads_with_the_mean_pixel(digits_dir, digits):
@@ -257,7 +204,8 @@ def test_data_that_can_be_made_is_made(tmp_path, digits):
 
 
 def test_an_unknown_data_set_names_the_known_ones(digits_dir):
-    with pytest.raises(UserError, match="one of optical_digits, .*imagenet2012. Received: 'cifar'"):
+    known = f"'cifar' in {digits_dir} or tensorflow-datasets; well known here are optical_digits, .*, imagenet2012$"
+    with pytest.raises(UserError, match=f"there is no data set {known}"):
         Images("cifar", RECIPES["cifar"], digits_dir)
 
 
@@ -267,105 +215,6 @@ def test_a_batch_larger_than_the_data_set_is_refused(digits_dir):
 
 
 # Photographs: cropped at the centre, or at random, and resized
-
-
-def photograph(rng, height, width):
-    """Smooth colours, as a photograph has: each channel a plane and a slow wave."""
-    rows, columns = np.mgrid[:height, :width].astype(np.float64)
-    channels = []
-    for _ in range(3):
-        a, b, phase = rng.uniform(-1, 1), rng.uniform(-1, 1), rng.uniform(0, 6)
-        channels.append(
-            128 + 50 * (a * rows / height + b * columns / width) + 40 * np.sin(rows / 9 + columns / 7 + phase)
-        )
-    return np.clip(np.rint(np.stack(channels, -1)), 0, 255).astype(np.uint8)
-
-
-def encoded(image, form="jpeg"):
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(image).save(buffer, form, **({"quality": 95} if form == "jpeg" else {}))
-    return buffer.getvalue()
-
-
-def pil_central_crop(image, size, resize):
-    """The same by Pillow, whose bilinear filter widens in the same way where it shrinks."""
-    height, width = image.shape[:2]
-    factor = resize / min(height, width)
-    shape = [max(round(side * factor), wanted) for side, wanted in zip((height, width), size, strict=True)]
-    resized = np.asarray(PIL.Image.fromarray(image).resize(shape[::-1], PIL.Image.Resampling.BILINEAR))
-    top, left = (shape[0] - size[0]) // 2, (shape[1] - size[1]) // 2
-    return resized[top : top + size[0], left : left + size[1]]
-
-
-@pytest.mark.parametrize("height, width", [(40, 60), (60, 40), (40, 40), (40, 61), (41, 40)])
-def test_central_crop_without_resizing_is_the_middle(height, width):
-    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    top, left = (height - 32) // 2, (width - 32) // 2
-    found = data.central_crop(tf.constant(image), (32, 32), min(height, width))
-    np.testing.assert_array_equal(found, image[top : top + 32, left : left + 32])
-
-
-@pytest.mark.parametrize(
-    "height, width, size, resize",
-    [
-        (100, 150, (32, 32), 40),
-        (150, 100, (32, 32), 40),
-        (50, 333, (32, 32), 40),
-        (20, 30, (32, 32), 40),
-        (90, 70, (32, 24), 36),
-    ],
-)
-def test_central_crop_is_pillows(height, width, size, resize):
-    image = photograph(np.random.default_rng(1), height, width)
-    found = data.central_crop(tf.constant(image), size, resize).numpy()
-    assert (found.shape, found.dtype) == ((*size, 3), np.uint8)
-    assert np.abs(found.astype(int) - pil_central_crop(image, size, resize)).max() <= 1
-
-
-@pytest.mark.parametrize("height, width, size", [(100, 40, 32), (10, 200, 32), (31, 31, 32), (33, 70, 8)])
-def test_central_crop_without_a_size_keeps_the_whole_shorter_side(height, width, size):
-    # A ramp's middle stays in the middle: the mean of a symmetric crop is the mean of the image.
-    rows, columns = np.mgrid[:height, :width]
-    image = np.stack([rows * 200 / height, columns * 200 / width, rows * 0 + 9], -1).round().astype(np.uint8)
-    found = data.central_crop(tf.constant(image), (size, size), None).numpy()
-    assert found.shape == (size, size, 3)
-    np.testing.assert_allclose(found.mean((0, 1)), image.mean((0, 1)), atol=200 / size)
-    np.testing.assert_array_equal(found[..., 2], 9)
-    kept = np.ptp(found, (0, 1))[:2] / np.ptp(image, (0, 1))[:2]
-    shorter = min(height, width)
-    np.testing.assert_allclose(kept, [shorter / height, shorter / width], atol=2 / size)
-
-
-@pytest.mark.parametrize("form", ["jpeg", "png"])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_decode_gives_three_channels(form, mode):
-    image = np.asarray(PIL.Image.fromarray(photograph(np.random.default_rng(2), 30, 50)).convert(mode))
-    found = data.decode(tf.constant(encoded(image, form))).numpy()
-    expected = image if mode == "RGB" else np.repeat(image[..., None], 3, -1)
-    assert (found.shape, found.dtype) == ((30, 50, 3), np.uint8)
-    assert np.abs(found.astype(int) - expected).max() <= (0 if form == "png" else 12)
-
-
-def test_random_resized_crops_cover_the_areas_and_ratios_they_may():
-    # Red tells the column and green the row, so that a crop tells its place: 256 x 256, one level a pixel.
-    rows, columns = np.mgrid[:256, :256]
-    picture = tf.constant(encoded(np.stack([columns, rows, rows * 0], -1).astype(np.uint8), "png"))
-    seeds = tf.stack([tf.zeros(400, tf.int64), tf.range(400, dtype=tf.int64)], 1)
-    crop = tf.function(lambda seed: data.random_resized_crop(picture, (32, 32, 3), seed=(seed[0], seed[1])))
-    crops = np.stack([crop(seed).numpy() for seed in seeds]).astype(np.float64)
-    assert crops.shape == (400, 32, 32, 3)
-    np.testing.assert_array_equal(crops[0], data.random_resized_crop(picture, (32, 32, 3), seed=(0, 0)))
-
-    # Between the centres of the first and the last pixel of a row lie 31/32 of the crop's width.
-    across = crops[:, :, -1, 0].mean(1) - crops[:, :, 0, 0].mean(1)
-    width, height = np.abs(across) * 32 / 31, (crops[:, -1, :, 1].mean(1) - crops[:, 0, :, 1].mean(1)) * 32 / 31
-    area, ratio = width * height / 256**2, width / height
-    assert 0.07 < area.min() < 0.15 and 0.85 < area.max() < 1.02
-    assert 0.72 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.37
-    # 400 fair throws: 200 with a standard deviation of 10.
-    assert abs((across < 0).sum() - 200) < 50
-    left = np.where(across > 0, crops[:, 0, 0, 0], crops[:, 0, -1, 0])
-    assert left.min() < 10 and (left + width).max() > 245
 
 
 COUNT = {"train": 22, "validation": 7}
@@ -477,3 +326,263 @@ def test_streamed_images_are_mirrored_only_if_the_recipe_says_so(streamed):
         for image, plain in zip(with_flips, without, strict=True):
             mirrored[np.array_equal(image, plain), np.array_equal(image, plain[:, ::-1])] += 1
     assert set(mirrored) == {(True, False), (False, True)}
+
+
+# Of every source: a function of seed and step, whole epochs, and parts that are the whole
+
+CLASSES, TRAIN, TEST, BATCH = 3, 41, 13, 12
+KINDS = ["memory", "folder", "streamed"]
+
+
+def of_one_colour(number):
+    """An image that any crop leaves the same, so that the pixel tells which one it is."""
+    return np.full((10 + number % 4, 14, 3), (number, 255 - number, 7), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """The same images in memory, in a folder and as a data set of tensorflow-datasets; those for testing from 100 on."""
+    folder = tmp_path_factory.mktemp("colours")
+    splits = {"train": range(TRAIN), "test": range(100, 100 + TEST)}
+    for split, numbers in splits.items():
+        for number in numbers:
+            path = folder / "photos" / split / str(number % CLASSES) / f"{number:03}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(of_one_colour(number), "png"))
+    tfds.disable_progress_bar()
+    for name, height in (("in_memory", 10), ("in_files", None)):
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=name,
+            version="1.0.0",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(height, 14, 3)),
+                    "label": tfds.features.ClassLabel(num_classes=CLASSES),
+                }
+            ),
+            split_datasets={
+                split: [(n, {"image": of_one_colour(n)[:height], "label": n % CLASSES}) for n in numbers]
+                for split, numbers in splits.items()
+            },
+            data_dir=folder,
+        )
+    in_files = DatasetInfo("in_files", CLASSES, (8, 8, 3), "photos", streamed=True)
+    in_memory = DatasetInfo("in_memory", CLASSES, (8, 8, 3), "cifar")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DATASETS, "colours_in_files", in_files)
+        patch.setitem(DATASETS, "colours_in_memory", in_memory)
+        yield {
+            "memory": Images("colours_in_memory", of_batch(BATCH), folder),
+            "folder": Images(f"folder:{folder / 'photos'}", of_batch(BATCH, crop="resized"), None, (8, 8, 3)),
+            "streamed": Images("colours_in_files", of_batch(BATCH, crop="resized"), folder),
+        }
+
+
+def numbers_of(batches):
+    """Which images they are, batch by batch; that each is of one colour and has its label."""
+    found = []
+    for images, labels in listed(batches):
+        assert (images == images[:, :1, :1]).all()
+        numbers = images[:, 0, 0, 0].astype(int)
+        np.testing.assert_array_equal(labels, numbers % CLASSES)
+        found.append(numbers.tolist())
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_source_gives_whole_epochs_in_another_order_each(colours, kind):
+    images = colours[kind]
+    assert (images.size, len(images), images.steps_per_epoch) == (TRAIN, TEST, 3)
+    epochs = np.reshape(numbers_of(images.train(seed=1, first_step=0, steps=30)), (10, 3 * BATCH)).tolist()
+    for epoch in epochs:
+        assert len(set(epoch)) == 3 * BATCH and set(epoch) <= set(range(TRAIN))
+    assert len(set(map(tuple, epochs))) == 10
+    left_out = {number for epoch in epochs for number in set(range(TRAIN)) - set(epoch)}
+    assert len(left_out) > 10, "the same images are left out of every epoch"
+    assert sorted(np.concatenate(numbers_of(images.test()))) == list(range(100, 100 + TEST))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@hypothesis.settings(deadline=None, max_examples=6)
+@hypothesis.given(seed=st.integers(0, 2**62), first=st.integers(0, 1000), steps=st.integers(1, 8))
+def test_to_start_at_any_step_is_to_have_run_up_to_it(colours, kind, seed, first, steps):
+    images = colours[kind]
+    whole = listed(images.train(seed=seed, first_step=first, steps=steps))
+    assert len(whole) == steps
+    for begin in {0, steps // 2, steps - 1}:
+        part = images.train(seed=seed, first_step=first + begin, steps=steps - begin)
+        assert_same_batches(listed(part), whole[begin:])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neither_a_second_pass_nor_the_global_seed_changes_the_batches(colours, kind):
+    batches = colours[kind].train(seed=5, first_step=1, steps=5)
+    expected = listed(batches)
+    assert_same_batches(listed(batches), expected)
+    try:
+        tf.random.set_seed(99)
+        assert_same_batches(listed(colours[kind].train(seed=5, first_step=1, steps=5)), expected)
+    finally:
+        tf.random.set_seed(None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", [2**63 - 1, 2**31, 10**5])
+def test_seeds_of_any_size_differ(colours, kind, seed):
+    """As --seed takes them, up to the largest of 64 bits."""
+    first, second = (numbers_of(colours[kind].train(seed=s, first_step=0, steps=1)) for s in (seed, seed - 1))
+    assert first != second
+
+
+divisions = st.sampled_from([(p, r) for p in (1, 2, 3, 4, 6, 12) for r in (1, 2, 3, 4, 6, 12) if BATCH % (p * r) == 0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@hypothesis.settings(deadline=None, max_examples=8)
+@hypothesis.example(division=(2, 1), first=2, steps=3)
+@hypothesis.example(division=(2, 2), first=2, steps=3)
+@hypothesis.example(division=(1, 2), first=0, steps=4)
+@hypothesis.given(division=divisions, first=st.integers(0, 50), steps=st.integers(1, 5))
+def test_the_shards_of_a_batch_are_the_whole_batch_in_order(colours, kind, division, first, steps):
+    images, (parts, replicas) = colours[kind], division
+    whole = listed(images.train(seed=3, first_step=first, steps=steps))
+    shards = [listed(images.train(3, first, steps, Shard(part, parts, replicas))) for part in range(parts)]
+    assert {len(shard) for shard in shards} == {steps * replicas}
+    assert {len(labels) for shard in shards for _, labels in shard} == {BATCH // parts // replicas}
+    together = []
+    for step in range(steps):
+        rows = [row for shard in shards for row in shard[step * replicas : (step + 1) * replicas]]
+        together.append(tuple(np.concatenate(tensors) for tensors in zip(*rows, strict=True)))
+    assert_same_batches(together, whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@hypothesis.settings(deadline=None, max_examples=8)
+@hypothesis.example(division=(12, 1))
+@hypothesis.example(division=(2, 3))
+@hypothesis.given(division=divisions)
+def test_the_shards_of_the_test_images_are_all_of_them_once(colours, kind, division):
+    images, (parts, replicas) = colours[kind], division
+    shards = [listed(images.test_shard(Shard(part, parts, replicas))) for part in range(parts)]
+    # 13 images are two batches of 12, so two rounds of every replica.
+    assert {len(shard) for shard in shards} == {2 * replicas}
+    seen = []
+    for pixels, labels in (row for shard in shards for row in shard):
+        assert pixels.shape == (BATCH // parts // replicas, 8, 8, 3) and pixels.dtype == np.uint8
+        real = labels >= 0
+        assert (labels[~real] == -1).all() and not pixels[~real].any()
+        numbers = pixels[real][:, 0, 0, 0].astype(int)
+        np.testing.assert_array_equal(labels[real], numbers % CLASSES)
+        seen += numbers.tolist()
+    assert sorted(seen) == list(range(100, 100 + TEST))
+
+
+def test_a_test_set_that_divides_has_no_empty_batch(colours):
+    images = colours["memory"]
+    rows = listed(Images("colours_in_memory", of_batch(TEST), images.source.builder.data_dir_root).test_shard(Shard()))
+    assert [labels.min() >= 0 for _, labels in rows] == [True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_and_test_batches_are_the_first_images_in_order(colours, kind):
+    images = colours[kind]
+    in_order = np.concatenate([x for x, _ in listed(images.test(5))])
+    pixels, labels = images.test_batch(4)
+    np.testing.assert_array_equal(pixels, in_order[:4])
+    np.testing.assert_array_equal(labels, pixels[:, 0, 0, 0] % CLASSES)
+    assert len(images.test_batch(10**9)[1]) == TEST
+    samples = images.samples(7)
+    assert samples.shape == (7, 8, 8, 3) and len(set(samples[:, 0, 0, 0].tolist()) & set(range(TRAIN))) == 7
+
+
+def test_the_mean_image_of_a_folder_is_that_of_its_training_images(colours):
+    mean = sum(range(TRAIN)) / TRAIN
+    np.testing.assert_allclose(colours["folder"].mean_image(), np.full((8, 8, 3), (mean, 255 - mean, 7)), atol=0.01)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 2), (8, 8, 5)])
+def test_channels_that_no_photograph_has_are_refused(colours, shape):
+    with pytest.raises(UserError, match="channels"):
+        images = colours["folder"]
+        Images(images.info.name, images.recipe, None, shape).mean_image()
+
+
+def test_a_folder_for_a_network_of_grey_images(colours, tmp_path):
+    for label in "ab":
+        (tmp_path / label).mkdir()
+        for number in range(10):
+            (tmp_path / label / f"{number}.png").write_bytes(encoded(np.full((9, 9), number, np.uint8), "png"))
+    grey = Images(f"folder:{tmp_path}", of_batch(2, crop="resized"), None, (8, 8, 1))
+    assert {x.shape for x, _ in listed(grey.train(seed=0, first_step=0, steps=3))} == {(2, 8, 8, 1)}
+    assert np.unique(grey.test_batch(10)[0]).tolist() == [4]
+
+
+# Photographs in imagenet2012's format
+
+
+@pytest.fixture(scope="module")
+def real_photographs(tmp_path_factory):
+    """A few hundred photographs as the data set imagenet2012 of tensorflow-datasets: its folder, and the JPEG files."""
+    manual = os.environ.get("GATED_RESNEXT_MINI_IMAGENET")
+    if not manual:
+        pytest.skip("needs mini_imagenet_train.tar.gz and _val.tar.gz in the folder GATED_RESNEXT_MINI_IMAGENET")
+    names = tfds.builder_cls("imagenet2012")(data_dir=tmp_path_factory.mktemp("none")).info.features["label"].names
+    photographs = {}
+    for split, part, count in (("train", "train", 256), ("validation", "val", 40)):
+        rows = []
+        with tarfile.open(pathlib.Path(manual) / f"mini_imagenet_{part}.tar.gz", "r|gz") as archive:
+            for member in archive:
+                if len(rows) == count:
+                    break
+                path = pathlib.PurePosixPath(member.name)
+                if path.suffix == ".jpg" and not path.name.startswith("."):
+                    rows.append((path.parent.name, path.name, archive.extractfile(member).read()))
+        photographs[split] = rows
+    folder = tmp_path_factory.mktemp("imagenet")
+    tfds.disable_progress_bar()
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="imagenet2012",
+        version=str(tfds.builder_cls("imagenet2012").VERSION),
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(encoding_format="jpeg"),
+                "label": tfds.features.ClassLabel(names=names),
+                "file_name": tfds.features.Text(),
+            }
+        ),
+        split_datasets={
+            split: [
+                (name, {"image": io.BytesIO(jpeg), "label": label, "file_name": name}) for label, name, jpeg in rows
+            ]
+            for split, rows in photographs.items()
+        },
+        data_dir=folder,
+    )
+    return folder, photographs
+
+
+def test_real_photographs_in_imagenets_format_are_streamed(real_photographs):
+    folder, photographs = real_photographs
+    recipe = dataclasses.replace(RECIPES["imagenet"], batch_size=32)
+    images = Images("imagenet2012", recipe, folder)
+    assert (images.size, len(images), len(images.labels), images.input_shape) == (256, 40, 1000, (224, 224, 3))
+    whole = listed(images.train(seed=0, first_step=0, steps=16))
+    assert {(x.shape, x.dtype.name, y.shape) for x, y in whole} == {((32, 224, 224, 3), "uint8", (32,))}
+    wanted = collections.Counter(images.labels.index(label) for label, _, _ in photographs["train"])
+    for epoch in (whole[:8], whole[8:]):
+        assert collections.Counter(label for _, labels in epoch for label in labels.tolist()) == wanted
+    crops = {image.tobytes() for batch, _ in whole for image in batch}
+    assert len(crops) == 512, "an epoch's crops come again"
+    assert_same_batches(listed(images.train(seed=0, first_step=11, steps=2)), whole[11:13])
+
+    # The centre of an image whose shorter side is shrunk to 256: 224 of 256 of it.
+    means = []
+    for _, _, jpeg in photographs["train"]:
+        pixels = np.asarray(PIL.Image.open(io.BytesIO(jpeg)).convert("RGB")).astype(float)
+        height, width = pixels.shape[:2]
+        side = round(min(height, width) * 224 / 256)
+        top, left = (height - side) // 2, (width - side) // 2
+        means.append(pixels[top : top + side, left : left + side].mean((0, 1)))
+    np.testing.assert_allclose(images.mean_image().mean((0, 1)), np.mean(means, 0), atol=2)
+    tests = np.concatenate([labels for _, labels in listed(images.test())])
+    assert sorted(tests.tolist()) == sorted(images.labels.index(label) for label, _, _ in photographs["validation"])

@@ -147,7 +147,7 @@ def test_a_damaged_network_is_named_and_nothing_is_written(trained, digits_dir, 
     whole = (trained / "model.keras").read_bytes()
     (workdir / "model.keras").write_bytes(whole[: len(whole) // 2])
     error = one_line(run(f"--workdir={workdir}", f"--output={tmp_path / 'models'}", f"--data_dir={digits_dir}"))
-    assert "model.keras does not hold weights" in error
+    assert "model.keras does not hold a network" in error
     assert not (tmp_path / "models").exists()
 
 

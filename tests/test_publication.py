@@ -9,7 +9,6 @@ from gated_resnext import files, publication, zoo
 from gated_resnext.data import Images
 from gated_resnext.errors import UserError
 from gated_resnext.recipes import RECIPES
-from gated_resnext.trainer import top1
 
 NAME = "digits_11_4_4_k1"
 
@@ -30,7 +29,7 @@ def test_published_weights_reach_what_the_card_says(trained, digits_dir, folder)
     assert card["schedule_epochs"] == 64 and card["command"].endswith(f"--entry={NAME} --seed=0 --epochs_scale=0.03")
     model = zoo.load(NAME, "published")
     assert model.connectivity.to_dict() == card["connectivity"] == result["connectivity"]
-    assert top1(model, Images("optical_digits", RECIPES["digits"], digits_dir)) == card["top1"]
+    assert publication.top1(model, Images("optical_digits", RECIPES["digits"], digits_dir)) == card["top1"]
     original = zoo.load(NAME, trained / "model.keras").weights_by_name()
     for name, value in model.weights_by_name().items():
         np.testing.assert_allclose(value, original[name], rtol=2**-10, atol=1e-6, err_msg=name)

@@ -50,7 +50,7 @@ def test_the_embedded_digits_keep_the_papers_proportions():
 
 def test_every_recipe_is_called_by_its_name():
     assert list(RECIPES) == [recipe.name for recipe in RECIPES.values()]
-    assert set(RECIPES) == {"cifar", "mini_imagenet", "imagenet", "digits"}
+    assert set(RECIPES) == {"cifar", "mini_imagenet", "imagenet", "digits", "photos"}
 
 
 def test_a_recipe_cannot_be_changed():

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+# "folder:PATH" is a data set too: the images of a folder of one's own.
+FOLDER = "folder:"
+
 
 class DatasetInfo(NamedTuple):
     """What a network must know of a data set before its images are there.

@@ -1,0 +1,94 @@
+"""On which devices a training runs: tf.distribute's strategies by name."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import tensorflow as tf
+
+from gated_resnext.errors import UserError
+
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
+
+
+def strategy(name: str = "auto") -> tf.distribute.Strategy:
+    """The tf.distribute strategy of a name.
+
+    Args:
+        name: "one_device"; "mirrored", over the GPUs of this machine, or else its CPUs; "multi_worker", over the
+            machines that TF_CONFIG names; "tpu"; or "auto", the first that applies of multi_worker (where TF_CONFIG
+            names several workers), mirrored (where there are several devices) and one_device.
+
+    Raises:
+        UserError: if the name is unknown, or there is no such cluster or device.
+    """
+    if name not in STRATEGIES:
+        raise UserError(f"strategy must be one of {', '.join(STRATEGIES)}. Received: {name!r}")
+    if name == "multi_worker" or (name == "auto" and _workers() > 1):
+        return _multi_worker()
+    if name == "tpu":
+        return _tpu()
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if name == "mirrored" or (name == "auto" and len(devices) > 1):
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    return tf.distribute.get_strategy()
+
+
+def is_chief(scope: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes: the only one, or the first worker."""
+    resolver = getattr(scope, "cluster_resolver", None)
+    if not isinstance(resolver, tf.distribute.cluster_resolver.TFConfigClusterResolver):
+        return True
+    chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+    return resolver.task_type in (None, chief) and not resolver.task_id
+
+
+def check_together(scope: tf.distribute.Strategy, number: int) -> None:
+    """Finds that all workers begin at the same step.
+
+    Raises:
+        UserError: if they do not, as when each has a workdir of its own.
+    """
+    if not isinstance(scope, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+    found = tf.function(lambda: scope.gather(scope.run(lambda: tf.constant([number])), axis=0))().numpy()
+    if len(set(found.tolist())) > 1:
+        raise UserError(
+            f"the workers would begin at the steps {found.tolist()}: --workdir must be one folder that all of them see"
+        )
+
+
+def _workers() -> int:
+    """How many workers TF_CONFIG names."""
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        return 0
+    try:
+        cluster: dict[str, Any] = json.loads(text).get("cluster", {})
+        return sum(len(cluster.get(job, ())) for job in ("chief", "worker"))
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"TF_CONFIG is not what TensorFlow's guide to multi-worker training asks for: {error}"
+        ) from None
+
+
+def _multi_worker() -> tf.distribute.Strategy:
+    if not _workers():
+        raise UserError(
+            'multi_worker needs TF_CONFIG; on the first of two workers: {"cluster": {"worker": ["a:2222", "b:2222"]}, '
+            '"task": {"type": "worker", "index": 0}}'
+        )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except (ValueError, KeyError, TypeError, RuntimeError, tf.errors.OpError) as error:
+        raise UserError(f"the workers of TF_CONFIG cannot train together: {error}") from error
+
+
+def _tpu() -> tf.distribute.Strategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        raise UserError(f"no TPU was found ({str(error).splitlines()[0]}); choose another --strategy") from error
+    return tf.distribute.TPUStrategy(resolver)

@@ -1,0 +1,70 @@
+"""A run on data of one's own: the network of a zoo entry, or any other, fitted to the classes and the images."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from typing import Any
+
+from gated_resnext import zoo
+from gated_resnext.architecture import Architecture
+from gated_resnext.datasets.table import FOLDER
+from gated_resnext.errors import UserError
+from gated_resnext.recipes import Recipe, read
+from gated_resnext.sources import open_source
+from gated_resnext.workdir import Run
+
+# For images of any size, and for small ones of one size, which memory holds.
+TEMPLATES = {True: "mini_imagenet_20_4_8_k1", False: "cifar10_20_4_8_k1"}
+RECIPES = {True: "photos", False: "cifar"}
+
+
+def run_of(
+    dataset: str,
+    *,
+    entry: str | None = None,
+    fields: dict[str, Any] | None = None,
+    recipe: str | None = None,
+    epochs_scale: float = 1.0,
+    seed: int = 0,
+    data_dir: str | os.PathLike[str] | None = None,
+) -> Run:
+    """What to train on a data set that the zoo does not know.
+
+    Args:
+        dataset: what `sources.open_source` takes.
+        entry: the zoo's network to take after; None for a small one.
+        fields: of its `Architecture`, to change.
+        recipe: what `recipes.read` takes; None for one that fits the images.
+        epochs_scale: makes every phase longer or shorter.
+        seed: of weights, draws, shuffling and augmentation.
+        data_dir: folder of tensorflow-datasets.
+
+    Raises:
+        UserError: if the data is not there, or there is no such entry, architecture or recipe.
+    """
+    source = open_source(dataset, data_dir)
+    template = zoo.architecture(entry or TEMPLATES[source.streamed])
+    wiring = zoo.entry(entry).wiring if entry else "learned"
+    changes = {"classes": len(source.labels), **(fields or {})}
+    if not source.streamed:
+        changes.setdefault("input_shape", source.image_shape)
+    if "classes" in (fields or {}) and changes["classes"] != len(source.labels):
+        raise UserError(f"{dataset} has {len(source.labels)} classes. Received: classes={changes['classes']!r}")
+    if wiring == "full" and "cardinality" in changes:
+        changes.setdefault("fan_in", changes["cardinality"])
+    try:
+        shape = template.replace(**changes)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--architecture: {error}") from None
+    schedule: Recipe = read(recipe or RECIPES[source.streamed], epochs_scale)
+    return Run(_name(dataset, shape, wiring), shape, wiring, dataset, schedule, seed)
+
+
+def _name(dataset: str, shape: Architecture, wiring: str) -> str:
+    """As the zoo names its own: <data set>_<D>_<w>_<C>_k<K>."""
+    stem = pathlib.PurePath(dataset.removeprefix(FOLDER)).name
+    stem = re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_") or "images"
+    kind = {"full": "full", "random": f"random_k{shape.fan_in}"}.get(wiring, f"k{shape.fan_in}")
+    return f"{stem}_{shape.depth}_{shape.width}_{shape.cardinality}_{kind}"

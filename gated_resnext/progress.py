@@ -1,0 +1,91 @@
+"""How a training tells where it is: a bar on a terminal, elsewhere a line every half minute and one a round."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import keras
+
+EVERY_S = 30.0
+
+
+class Progress:
+    """Speed, and the time left of the whole schedule.
+
+    Args:
+        steps: of the whole schedule.
+        rounds: of the whole schedule.
+        batch_size: images of a step.
+        silent: says nothing, as every worker but the first.
+    """
+
+    def __init__(self, steps: int, rounds: int, batch_size: int, *, silent: bool = False) -> None:
+        self.steps, self.rounds, self.batch_size, self.silent = steps, rounds, batch_size, silent
+        self._train_s = self._test_s = 0.0
+        self._trained = self._tested = 0
+        self._spoken = time.monotonic()
+        self._bar: Any = None
+
+    def say(self, line: str) -> None:
+        if not self.silent:
+            print(line, flush=True)
+
+    def stepped(self, count: int, seconds: float) -> None:
+        """Counts steps. Leave out a call that was compiled first."""
+        self._trained, self._train_s = self._trained + count, self._train_s + seconds
+
+    def tested(self, seconds: float) -> None:
+        """Counts an evaluation on the test images."""
+        self._tested, self._test_s = self._tested + 1, self._test_s + seconds
+
+    @property
+    def images_per_s(self) -> float:
+        """Of training, since this process began; 0 before it is known."""
+        return self.batch_size * self._trained / self._train_s if self._train_s else 0.0
+
+    def minutes_left(self, step: int, rounds: int) -> float:
+        """Until the end of the schedule, after `step` steps and `rounds` rounds; 0 before anything is known."""
+        training = (self.steps - step) * self._train_s / max(1, self._trained)
+        testing = (self.rounds - rounds) * self._test_s / max(1, self._tested)
+        return (training + testing) / 60
+
+    def show(self, place: str, done: int, of: int, step: int, rounds: int, means: dict[str, float]) -> None:
+        """A sign of life after some steps of a round.
+
+        Args:
+            place: which round it is.
+            done: steps done in this round.
+            of: steps of this round.
+            step: steps done of the whole schedule.
+            rounds: rounds done of the whole schedule.
+            means: loss and accuracy so far.
+        """
+        if self.silent:
+            return
+        speed = {"images_per_s": self.images_per_s, "minutes_left": self.minutes_left(step, rounds)}
+        if sys.stdout.isatty():
+            if self._bar is None:
+                print(place)
+                self._bar = keras.utils.Progbar(of, stateful_metrics=["loss", "top1", *speed])
+            self._bar.update(done, [("loss", means["loss"]), ("top1", means["top1"]), *speed.items()])
+        elif time.monotonic() - self._spoken >= EVERY_S:
+            self._spoken = time.monotonic()
+            print(f"  {place}, step {done} of {of}: {_signs(means)}, {_speed(speed)}", flush=True)
+
+    def show_round(self, place: str, step: int, rounds: int, means: dict[str, float], tests: dict[str, float]) -> None:
+        """The line at the end of a round."""
+        self._bar = None
+        self._spoken = time.monotonic()
+        speed = {"images_per_s": self.images_per_s, "minutes_left": self.minutes_left(step, rounds)}
+        test = f"test loss {tests['loss']:.4f}, test top-1 {100 * tests['top1']:.2f} %"
+        self.say(f"  {place}: {_signs(means)}; {test}; {_speed(speed)}")
+
+
+def _signs(means: dict[str, float]) -> str:
+    return f"loss {means['loss']:.4f}, top-1 {100 * means['top1']:.2f} %"
+
+
+def _speed(speed: dict[str, float]) -> str:
+    return f"{speed['images_per_s']:.0f} images/s, {speed['minutes_left']:.1f} min left"

@@ -1,0 +1,266 @@
+"""Where images come from: a data set of tensorflow-datasets, or a folder of one's own."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import pathlib
+import shutil
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from gated_resnext import augmentation, datasets
+from gated_resnext.datasets.table import DATASETS, FOLDER, DatasetInfo
+from gated_resnext.errors import UserError
+
+Mine = Callable[[tf.Tensor], tf.Tensor]
+DEFAULT_DATA_DIR = "~/tensorflow_datasets"
+SHUFFLE_BUFFER = 10_000
+# Images of one size are kept in memory up to so many bytes.
+IN_MEMORY = 4 << 30
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+# Where a folder has no test images of its own: of every ten of a class, in order, one is for testing.
+TEST_OF_TEN = 4
+
+
+def open_source(name: str, data_dir: str | os.PathLike[str] | None = None) -> TfdsSource | FolderSource:
+    """The source of a name.
+
+    Args:
+        name: a key of `DATASETS`, any other name that tensorflow-datasets knows, or "folder:PATH".
+        data_dir: folder of tensorflow-datasets; None for `DEFAULT_DATA_DIR`.
+
+    Raises:
+        UserError: if it is not there, cannot be fetched, or holds no labelled images.
+    """
+    if name.startswith(FOLDER):
+        return FolderSource(name.removeprefix(FOLDER))
+    if name in DATASETS:
+        return TfdsSource(DATASETS[name], _builder(DATASETS[name], data_dir))
+    info = DatasetInfo(name, 0, (0, 0, 0), "")
+    return TfdsSource.of_any(info, _builder(info, data_dir))
+
+
+def _builder(info: DatasetInfo, data_dir: str | os.PathLike[str] | None) -> Any:
+    """The data set's tfds builder, prepared."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import downloader
+
+    downloader.MAX_RETRIES = min(downloader.MAX_RETRIES, 3)  # its 10 take 3.5 minutes to say that there is no network
+    tfds.disable_progress_bar()
+    datasets.register()
+    folder = pathlib.Path(data_dir or DEFAULT_DATA_DIR).expanduser()
+    existed = folder.exists()
+    try:
+        builder = tfds.builder(info.name, data_dir=folder, try_gcs=False)
+        builder.download_and_prepare()
+    except tfds.core.load.registered.DatasetNotFoundError:
+        known = ", ".join(DATASETS)
+        raise UserError(
+            f"there is no data set {info.name!r} in {folder} or tensorflow-datasets; well known here are {known}"
+        ) from None
+    except Exception as error:  # tfds raises whatever the network, the disk or a manual folder made it raise
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None and info.name == "optical_digits":
+            raise
+        reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
+        raise UserError(
+            f"the data set {info.name} is not in {folder} and could not be prepared there ({reason}): "
+            f"{info.how}, or give --data_dir=FOLDER, the folder that holds {info.name}/<version>"
+        ) from error
+    return builder
+
+
+class TfdsSource:
+    """A data set of tensorflow-datasets with `image` and `label`.
+
+    Args:
+        info: what is known of it; `info.streamed` tells whether memory holds it.
+        builder: its tfds builder, prepared.
+        splits: tfds' names of "train" and "test".
+    """
+
+    def __init__(self, info: DatasetInfo, builder: Any, splits: dict[str, str] | None = None) -> None:
+        self.info, self.builder = info, builder
+        self.splits = splits or {"train": "train", "test": info.test_split}
+        self.streamed = info.streamed
+        self.labels: list[str] = list(builder.info.features["label"].names)
+        self.image_shape: tuple[int, ...] = builder.info.features["image"].shape
+        self.sizes = {split: int(builder.info.splits[name].num_examples) for split, name in self.splits.items()}
+
+    @classmethod
+    def of_any(cls, info: DatasetInfo, builder: Any) -> TfdsSource:
+        """A data set that no table knows: its shape and splits are read off tfds' description."""
+        import tensorflow_datasets as tfds
+
+        features, splits = builder.info.features, builder.info.splits
+        if not (
+            isinstance(features, tfds.features.FeaturesDict)
+            and isinstance(features.get("image"), tfds.features.Image)
+            and isinstance(features.get("label"), tfds.features.ClassLabel)
+        ):
+            raise UserError(
+                f"{info.name} has no `image` with a class `label`. Received: {features!r}".replace("\n", " ")
+            )
+        if "train" not in splits:
+            raise UserError(f"{info.name} has no split `train`. Received: {', '.join(splits)}")
+        shape = features["image"].shape
+        test = next((name for name in ("test", "validation") if name in splits), None)
+        names = {"train": "train", "test": test} if test else {"train": "train[:90%]", "test": "train[90%:]"}
+        known = None not in shape
+        size = splits["train"].num_examples * int(np.prod(shape)) if known else 0
+        info = info._replace(
+            classes=features["label"].num_classes,
+            input_shape=(shape[0] or 0, shape[1] or 0, shape[2] or 0),
+            streamed=not known or size > IN_MEMORY,
+        )
+        return cls(info, builder, names)
+
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """All images, uint8, and labels, int32, of a split."""
+        import tensorflow_datasets as tfds
+
+        rows = tfds.as_numpy(self.builder.as_dataset(split=self.splits[split], batch_size=-1))
+        return rows["image"], rows["label"].astype(np.int32)
+
+    def in_order(self, split: str) -> tf.data.Dataset:
+        """Encoded image and label of each row."""
+        import tensorflow_datasets as tfds
+
+        rows = self.builder.as_dataset(split=self.splits[split], decoders={"image": tfds.decode.SkipDecoding()})
+        return rows.map(lambda row: (row["image"], tf.cast(row["label"], tf.int32)))
+
+    def shuffled(self, seed: int, first: int, rows: int, per_epoch: int, mine: Mine) -> tf.data.Dataset:
+        """Number, encoded image and label of rows `first` to `first + rows` of the endless shuffled sequence.
+
+        Each epoch is `per_epoch` rows in another order; rows whose number is not `mine` are left out. To begin in the
+        middle of an epoch is to read its rows before: seconds for what took training hours.
+        """
+        encoded = self.in_order("train")
+
+        def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
+            shuffled = encoded.shuffle(SHUFFLE_BUFFER, seed=tf.cast(seed, tf.int64) * 100_003 + epoch)
+            return shuffled.take(per_epoch).enumerate(epoch * per_epoch)
+
+        epoch, skipped = divmod(first, per_epoch)
+        epochs = tf.data.Dataset.range(epoch, epoch + rows // per_epoch + 2)
+        sequence = epochs.flat_map(epoch_of).skip(skipped).take(rows)
+        sequence = sequence.filter(lambda number, row: mine(number))
+        return sequence.map(lambda number, row: (number, *row))
+
+    def check(self) -> None:
+        """Nothing to find: tensorflow-datasets checked it when it was prepared."""
+
+
+class FolderSource:
+    """Images in a folder with a sub-folder for each class, or with such folders in `train` and `test` (or `val`).
+
+    Args:
+        path: the folder.
+
+    Raises:
+        UserError: if it is not there, or has fewer than two classes, or no image for training or for testing.
+    """
+
+    streamed = True
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = pathlib.Path(path)
+        if not self.path.is_dir():
+            raise UserError(f"--image_folder must be a folder with a sub-folder for each class. Received: {self.path}")
+        test = next((name for name in ("test", "val", "validation") if (self.path / name).is_dir()), None)
+        whole = (self.path / "train").is_dir() and test is not None
+        roots = {"train": self.path / "train", "test": self.path / test} if whole and test else {"train": self.path}
+        self.labels = sorted(
+            entry.name for entry in roots["train"].iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        )
+        if len(self.labels) < 2:
+            raise UserError(
+                f"{roots['train']} must have a sub-folder for each of two classes or more. Received: "
+                f"{', '.join(self.labels) or 'none'}"
+            )
+        self.files = {split: self._rows(root) for split, root in roots.items()}
+        if "test" not in self.files:
+            self.files = self._divided(self.files["train"])
+        self.sizes = {split: len(rows) for split, rows in self.files.items()}
+        for split, rows in self.files.items():
+            missing = set(range(len(self.labels))) - {label for _, label in rows}
+            if not rows or (split == "train" and missing):
+                empty = f"the class {self.labels[min(missing)]!r}" if rows else "it"
+                raise UserError(
+                    f"{self.path} has no image for {split}ing in {empty}; images are {', '.join(SUFFIXES)} files"
+                    + ("" if whole else ", one of ten for testing")
+                )
+        self.image_shape: tuple[int, ...] = ()
+        self.info = DatasetInfo(FOLDER + str(self.path), len(self.labels), (0, 0, 3), "photos", streamed=True)
+
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Not to be had: the images are of any size."""
+        raise NotImplementedError
+
+    def _rows(self, root: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
+        """File and class of each image, in order."""
+        return [
+            (path, number)
+            for number, label in enumerate(self.labels)
+            for path in sorted((root / label).rglob("*"))
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        ]
+
+    def _divided(self, rows: Sequence[tuple[pathlib.Path, int]]) -> dict[str, list[tuple[pathlib.Path, int]]]:
+        """One image of ten of every class for testing."""
+        parts: dict[str, list[tuple[pathlib.Path, int]]] = {"train": [], "test": []}
+        seen = [0] * len(self.labels)
+        for row in rows:
+            parts["test" if seen[row[1]] % 10 == TEST_OF_TEN else "train"].append(row)
+            seen[row[1]] += 1
+        return parts
+
+    def in_order(self, split: str) -> tf.data.Dataset:
+        """Encoded image and label of each file."""
+        paths, labels = self._tensors(split)
+        rows = tf.data.Dataset.from_tensor_slices((paths, labels))
+        return rows.map(lambda path, label: (tf.io.read_file(path), label), num_parallel_calls=tf.data.AUTOTUNE)
+
+    def shuffled(self, seed: int, first: int, rows: int, per_epoch: int, mine: Mine) -> tf.data.Dataset:
+        """Number, encoded image and label of rows `first` to `first + rows` of the endless shuffled sequence.
+
+        Each epoch is `per_epoch` rows in another order; rows whose number is not `mine` are left out.
+        """
+        paths, labels = self._tensors("train")
+
+        def row(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            key = tf.stack([tf.cast(seed, tf.int64), number // per_epoch])
+            index = tf.random.experimental.index_shuffle(number % per_epoch, key, self.sizes["train"] - 1)
+            return number, tf.io.read_file(paths[index]), labels[index]
+
+        return tf.data.Dataset.range(first, first + rows).filter(mine).map(row, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def _tensors(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
+        paths, labels = zip(*self.files[split], strict=True)
+        return tf.constant([os.fsencode(path) for path in paths]), tf.constant(labels, tf.int32)
+
+    def check(self) -> None:
+        """Decodes every image once, so that a broken one is named before the training and not hours into it.
+
+        Raises:
+            UserError: if one cannot be decoded.
+        """
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            paths = [path for rows in self.files.values() for path, _ in rows]
+            broken = [path for path, whole in zip(paths, pool.map(_decodes, paths), strict=True) if not whole]
+        if broken:
+            some = ", ".join(str(path) for path in broken[:5]) + (", ..." if len(broken) > 5 else "")
+            raise UserError(f"{len(broken)} of {len(paths)} images cannot be decoded; mend or remove them: {some}")
+
+
+def _decodes(path: pathlib.Path) -> bool:
+    try:
+        return bool(tf.size(augmentation.decode(tf.constant(path.read_bytes()))) > 0)
+    except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.ResourceExhaustedError, OSError):
+        return False
