@@ -341,7 +341,7 @@ def of_one_colour(number):
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
-    """The same images in memory, in a folder and as a data set of tensorflow-datasets; those for testing from 100 on."""
+    """The same images in memory, in a folder and in files of tensorflow-datasets; those for testing from 100 on."""
     folder = tmp_path_factory.mktemp("colours")
     splits = {"train": range(TRAIN), "test": range(100, 100 + TEST)}
     for split, numbers in splits.items():
@@ -415,10 +415,14 @@ def test_to_start_at_any_step_is_to_have_run_up_to_it(colours, kind, seed, first
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_neither_a_second_pass_nor_the_global_seed_changes_the_batches(colours, kind):
+def test_a_second_pass_is_the_same(colours, kind):
     batches = colours[kind].train(seed=5, first_step=1, steps=5)
-    expected = listed(batches)
-    assert_same_batches(listed(batches), expected)
+    assert_same_batches(listed(batches), listed(batches))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tensorflows_global_seed_changes_nothing(colours, kind):
+    expected = listed(colours[kind].train(seed=5, first_step=1, steps=5))
     try:
         tf.random.set_seed(99)
         assert_same_batches(listed(colours[kind].train(seed=5, first_step=1, steps=5)), expected)
@@ -478,8 +482,8 @@ def test_the_shards_of_the_test_images_are_all_of_them_once(colours, kind, divis
 
 
 def test_a_test_set_that_divides_has_no_empty_batch(colours):
-    images = colours["memory"]
-    rows = listed(Images("colours_in_memory", of_batch(TEST), images.source.builder.data_dir_root).test_shard(Shard()))
+    recipe = of_batch(TEST, crop="resized")
+    rows = listed(Images(colours["folder"].info.name, recipe, None, (8, 8, 3)).test_shard(Shard()))
     assert [labels.min() >= 0 for _, labels in rows] == [True]
 
 
@@ -490,9 +494,18 @@ def test_samples_and_test_batches_are_the_first_images_in_order(colours, kind):
     pixels, labels = images.test_batch(4)
     np.testing.assert_array_equal(pixels, in_order[:4])
     np.testing.assert_array_equal(labels, pixels[:, 0, 0, 0] % CLASSES)
-    assert len(images.test_batch(10**9)[1]) == TEST
     samples = images.samples(7)
     assert samples.shape == (7, 8, 8, 3) and len(set(samples[:, 0, 0, 0].tolist()) & set(range(TRAIN))) == 7
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_images_than_there_are_cost_no_more(colours, kind, monkeypatch):
+    """A batch of 10**9 takes TensorFlow hours where there are 13 images and it maps them in parallel."""
+    images, asked = colours[kind], []
+    whole = images.test
+    monkeypatch.setattr(images, "test", lambda count: asked.append(count) or whole(min(count, TEST)))
+    assert len(images.test_batch(10**9)[1]) == TEST
+    assert asked == [TEST]
 
 
 def test_the_mean_image_of_a_folder_is_that_of_its_training_images(colours):

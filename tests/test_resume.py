@@ -7,6 +7,7 @@ import pathlib
 import random
 import select
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -90,7 +91,6 @@ KILLS = {
         ("half written", "step", 3),
         1,
         ("half written", "metrics.jsonl", 1),
-        3,
         ("synced, not renamed", "step", 4),
         ("written", "metrics.jsonl", 1),
         2,
@@ -101,11 +101,10 @@ KILLS = {
     "random": [
         None,
         ("written, not synced", "step", 2),
-        4,
+        3,
         ("renamed, not synced", "step", 3),
         2,
         ("half written", "step", 2),
-        3,
         5,
         ("half written", "model.keras", 1),
         ("renamed, not synced", "model.keras", 1),
@@ -229,18 +228,32 @@ def harness(data_dir, folder):
     whole = [start(train, RUNS[name], folder / f"{name}_whole", data_dir, log=folder / f"{name}.log") for name in RUNS]
     assert [ended(child) for child in whole] == [0, 0]
     chains = [start(chain, name, data_dir, folder, log=folder / f"{name}.log") for name in RUNS]
-    assert [ended(child, within=280) for child in chains] == [0, 0]
+    assert [ended(child, within=800) for child in chains] == [0, 0]
+
+
+def in_a_fresh_process(function, *arguments):
+    """Calls a function of a test module where TensorFlow is imported and nothing else was done, with text arguments."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork")
+    module, name = function.__module__, function.__name__
+    text = f"import {module}; {module}.{name}({', '.join(repr(str(argument)) for argument in arguments)})"
+    path = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-c", text],
+        env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    logs = [f"\n{path}:\n{path.read_text()[-3000:]}" for path in pathlib.Path(arguments[-1]).glob("*.log")]
+    assert done.returncode == 0, done.stderr[-3000:] + "".join(logs)
 
 
 @pytest.fixture(scope="module")
-def killed_and_resumed(run_python, digits_dir, tmp_path_factory):
+def killed_and_resumed(digits_dir, tmp_path_factory):
     """The folder of the workdirs, and for each run what was found after its kills."""
-    if not hasattr(os, "fork"):
-        pytest.skip("needs os.fork")
     folder = tmp_path_factory.mktemp("killed")
-    done = run_python("-c", f"import test_resume; test_resume.harness({str(digits_dir)!r}, {str(folder)!r})")
-    logs = "".join(f"\n{path.name}:\n{path.read_text()[-3000:]}" for path in folder.glob("*.log"))
-    assert done.returncode == 0, done.stderr[-3000:] + logs
+    in_a_fresh_process(harness, digits_dir, folder)
     found = {name: files.read_json(folder / f"{name}.json") for name in RUNS}
     print(json.dumps(found, indent=1))
     return folder, found

@@ -1,0 +1,251 @@
+"""SIGTERM saves and ends in time; two trainings do not share a workdir."""
+
+import ctypes
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from test_resume import ended, in_a_fresh_process, start
+from test_trainer import assert_same_end, contents, newest, small_run
+
+from gated_resnext import checkpoints, files, loop, termination, trainer
+
+K1 = "digits_11_4_4_k1"
+
+
+# The command
+
+
+def command(folder, data_dir):
+    """Starts the training that `trained` is the end of; what it prints goes to `folder`/log and err."""
+    arguments = [f"--entry={K1}", "--epochs_scale=0.03", f"--data_dir={data_dir}", f"--workdir={folder / 'run'}"]
+    path = os.pathsep.join(path for path in sys.path if path)
+    with open(folder / "log", "w") as out, open(folder / "err", "w") as err:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gated_resnext.train", *arguments],
+            env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"},
+            stdout=out,
+            stderr=err,
+        )
+
+
+def wait_for(text, path, process):
+    """Waits until a process has printed it."""
+    deadline = time.monotonic() + 120
+    while text not in path.read_text():
+        assert process.poll() is None and time.monotonic() < deadline, (
+            path.read_text() + path.with_name("err").read_text()
+        )
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def commands(trained, digits_dir, tmp_path_factory):
+    """What commands on one workdir did: each is (status, stdout, stderr, seconds from its signal to its end)."""
+    folder, found = tmp_path_factory.mktemp("commands"), {}
+
+    def end(process, asked):
+        status = process.wait(timeout=240)
+        return status, (folder / "log").read_text(), (folder / "err").read_text(), time.monotonic() - asked
+
+    first = command(folder, digits_dir)
+    try:
+        wait_for("Phase 1 of 4", folder / "log", first)
+        first.send_signal(signal.SIGSTOP)  # at work, and slow
+        before = contents(folder / "run", but=())
+        found["second"] = end(command(folder, digits_dir), time.monotonic())
+        found["second changed"] = contents(folder / "run", but=()) != before
+        found["first"] = first.pid
+    finally:
+        first.kill()
+        first.wait()
+
+    third = command(folder, digits_dir)
+    try:
+        wait_for("Phase 3 of 4", folder / "log", third)
+        third.send_signal(signal.SIGTERM)
+        found["third"] = end(third, time.monotonic())
+        found["third left"] = newest(folder / "run")["place"]
+        found["fourth"] = end(command(folder, digits_dir), time.monotonic())
+    finally:
+        third.kill()
+    return folder / "run", found
+
+
+def test_a_second_training_on_a_workdir_is_refused_and_changes_nothing(commands):
+    folder, found = commands
+    status, printed, errors, _ = found["second"]
+    assert (status, printed) == (1, "")
+    (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert re.fullmatch(
+        rf"error: another training \(process {found['first']} on \S+\) is at work in {folder}; wait for it or choose "
+        "another --workdir",
+        line,
+    )
+    assert "Traceback" not in errors
+    assert not found["second changed"]
+
+
+def test_a_killed_training_does_not_keep_its_workdir(commands):
+    _, found = commands
+    assert "Phase 1 of 4" in found["third"][1]
+
+
+def test_sigterm_saves_and_ends_the_command_with_status_0(commands):
+    _, found = commands
+    status, printed, errors, seconds = found["third"]
+    assert status == 0, errors
+    assert seconds < 10
+    step = int(re.search(r"^Saved after step (\d+) of 43; the same command goes on from there$", printed, re.M)[1])
+    assert step == found["third left"]["step"] >= 29
+    assert "Traceback" not in errors and "\nerror:" not in errors and "\nTrained" not in printed
+
+
+def test_the_same_command_goes_on_to_the_same_bytes(commands, trained):
+    folder, found = commands
+    status, printed, errors, _ = found["fourth"]
+    assert status == 0, errors
+    assert f"Resuming {K1} after step {found['third left']['step']} of 43\n" in printed
+    assert_same_end(folder, trained)
+
+
+# Moments that a command is seldom at: a child sends the signal to itself
+
+RUN = small_run((1.6, 0.1, 0.2), (0.5, 0.1))  # 2 rounds of 9 steps, 1 of 6
+
+
+def asked_to_stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def before_call(owner, name, number, act):
+    """Does something before the `number`-th call of a method."""
+    function, calls = getattr(owner, name), []
+
+    def called(*arguments, **options):
+        calls.append(None)
+        if len(calls) == number:
+            act()
+        return function(*arguments, **options)
+
+    setattr(owner, name, called)
+
+
+def stuck():
+    """Blocks in C, where no Python handler runs, and is asked to stop there."""
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(256)
+    threading.Timer(0.2, asked_to_stop).start()
+    libc.pthread_mutex_lock(mutex)
+    libc.pthread_mutex_lock(mutex)
+
+
+# In the order in which one workdir meets them.
+MOMENTS = {
+    "tracing": lambda: before_call(loop.Loop, "_train_step", 1, asked_to_stop),
+    "training": lambda: before_call(loop.Loop, "train", 6, asked_to_stop),
+    "evaluation": lambda: before_call(loop.Loop, "_test_step", 1, asked_to_stop),
+    "writing": lambda: before_call(files, "_sync", 9, asked_to_stop),
+    "stuck in a step": lambda: before_call(loop.Loop, "train", 6, stuck),
+    "stuck in the first step": lambda: before_call(loop.Loop, "train", 1, stuck),
+    "the last evaluation": lambda: before_call(trainer._Training, "_finish", 1, asked_to_stop),
+    "never": lambda: None,
+}
+
+
+def train(folder, data_dir, moment):
+    trainer.CALL_S = 0  # calls of one step
+    checkpoints.PARTS = 0
+    termination.GRACE_S = 0.5 if moment.startswith("stuck") else 60
+    MOMENTS[moment]()
+    trainer.train(RUN, folder, data_dir=data_dir, checkpoint_s=0)
+
+
+def harness(data_dir, folder):
+    """A training asked to stop at one moment after the other, and one that is not."""
+    folder, found = pathlib.Path(folder), {}
+    whole = start(train, folder / "whole", data_dir, "never", log=folder / "whole.log")
+    for moment in MOMENTS:
+        log = folder / f"{moment}.log"
+        status = ended(start(train, folder / "stopped", data_dir, moment, log=log))
+        place, _ = checkpoints.Checkpoints(folder / "stopped" / "checkpoints").newest()
+        found[moment] = {"status": status, "printed": log.read_text(), "step": place.step, "of_round": place.steps}
+    assert ended(whole) == 0
+    files.write_json(folder / "found.json", found)
+
+
+@pytest.fixture(scope="module")
+def stopped(digits_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")
+    in_a_fresh_process(harness, digits_dir, folder)
+    return folder, files.read_json(folder / "found.json")
+
+
+@pytest.mark.parametrize(
+    "moment, step, of_round",
+    # Every process goes on where the one before stopped; the sixth call is the sixth step. Asked while it writes the
+    # checkpoint of step 12, it takes a step more.
+    [("tracing", 1, 1), ("training", 7, 7), ("evaluation", 9, 9), ("writing", 13, 4), ("the last evaluation", 24, 0)],
+)
+def test_asked_to_stop_it_saves_the_step_it_is_at(stopped, moment, step, of_round):
+    _, found = stopped
+    one = found[moment]
+    assert one["status"] == 0, one["printed"]
+    assert f"\nSaved after step {step} of 24; the same command goes on from there\n" in one["printed"]
+    assert (one["step"], one["of_round"]) == (step, of_round)
+    assert "Traceback" not in one["printed"]
+
+
+@pytest.mark.parametrize("moment, step", [("stuck in a step", 18), ("stuck in the first step", 18)])
+def test_a_step_that_does_not_end_is_left_and_the_checkpoint_before_it_stays(stopped, moment, step):
+    _, found = stopped
+    one = found[moment]
+    assert one["status"] == 0, one["printed"]
+    assert one["printed"].endswith("Stopped during a step; the newest checkpoint is from before it\n")
+    assert one["step"] == step
+
+
+def test_stopped_and_resumed_ends_in_the_same_bytes(stopped):
+    folder, found = stopped
+    assert found["never"]["status"] == 0, found["never"]["printed"]
+    assert_same_end(folder / "stopped", folder / "whole")
+
+
+# The context manager
+
+
+def test_the_handlers_of_before_are_back_after_a_training():
+    def handler(*_):
+        raise AssertionError("the test's own handler ran")
+
+    previous = signal.signal(signal.SIGTERM, handler)
+    try:
+        with termination.Termination() as asked:
+            assert not asked.asked
+            signal.raise_signal(signal.SIGTERM)
+            assert asked.asked
+        assert signal.getsignal(signal.SIGTERM) is handler
+        assert signal.set_wakeup_fd(-1) == -1
+        assert not any(
+            isinstance(thread, threading.Timer) and not thread.finished.is_set() for thread in threading.enumerate()
+        )
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def test_in_another_thread_signals_are_left_to_the_program():
+    previous, found = signal.getsignal(signal.SIGTERM), []
+
+    def work():
+        with termination.Termination() as asked:
+            found.append((asked.asked, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [(False, previous)]
