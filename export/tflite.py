@@ -69,16 +69,21 @@ def _convert(
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[saved_model.SIGNATURE])
         if options is not None:
             options(converter)
-        path.write_bytes(shared_buffers(converter.convert()))
+        path.write_bytes(tidied(converter.convert()))
 
 
-def shared_buffers(content: bytes | bytearray) -> bytes:
-    """The same .tflite with every constant stored once.
-
-    The converter writes the weights of a layer anew for each of its calls, such as the shortcut that the groups of a
-    module share.
-    """
+def tidied(content: bytes | bytearray) -> bytes:
+    """The same .tflite with every constant stored once, and its inputs and outputs called as in its signature."""
     model = schema_fb.ModelT.InitFromObj(schema_fb.Model.GetRootAs(bytearray(content), 0))
+    _share_buffers(model)
+    _name_tensors(model)
+    builder = flatbuffers.Builder(len(content))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _share_buffers(model: schema_fb.ModelT) -> None:
+    """The converter writes the weights of a layer anew for each of its calls, such as a module's shared shortcut."""
     first: dict[bytes, int] = {}
     place = []
     for number, buffer in enumerate(model.buffers):
@@ -90,9 +95,13 @@ def shared_buffers(content: bytes | bytearray) -> bytes:
     for number, kept in enumerate(place):
         if kept != number:
             model.buffers[number].data = None
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+
+
+def _name_tensors(model: schema_fb.ModelT) -> None:
+    """TF Serving reads no signature of a .tflite: it takes the tensors' names, up to the colon, which must differ."""
+    for signature in model.signatureDefs:
+        for entry in [*signature.inputs, *signature.outputs]:
+            model.subgraphs[signature.subgraphIndex].tensors[entry.tensorIndex].name = entry.name
 
 
 def runner(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:

@@ -18,6 +18,7 @@ import tensorflow as tf
 from gated_resnext import datasets
 from gated_resnext.datasets.table import DATASETS, DatasetInfo
 from gated_resnext.errors import UserError
+from gated_resnext.preprocessing import central_crop, decode
 from gated_resnext.recipes import Recipe
 
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
@@ -165,6 +166,12 @@ class Images:
         images, _ = next(iter(self._plain("train").batch(count)))
         return images.numpy()
 
+    def pictures(self, count: int) -> list[bytes]:
+        """The first `count` test images as picture files of the data set's own size, before any crop."""
+        if self.info.streamed:
+            return [row["image"] for row in self._encoded("test").take(count).as_numpy_iterator()]
+        return [tf.io.encode_png(image).numpy() for image in self.arrays("test")[0][:count]]
+
     def _plain(self, split: str) -> tf.data.Dataset:
         height, width, _ = self.info.input_shape
         if self.info.streamed:
@@ -241,13 +248,6 @@ def augment(
     return tf.gather(cropped, left[:, None] + across, axis=2, batch_dims=1)
 
 
-def decode(encoded: tf.Tensor) -> tf.Tensor:
-    """JPEG or PNG bytes to (H, W, 3) uint8."""
-    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
-    image.set_shape((None, None, 3))
-    return image
-
-
 def random_resized_crop(
     encoded: tf.Tensor, shape: tuple[int, int, int], *, flip: bool = True, seed: tuple[Any, Any]
 ) -> tf.Tensor:
@@ -270,21 +270,4 @@ def random_resized_crop(
     image = tf.image.resize(tf.slice(image, begin, size), shape[:2], antialias=True)
     if flip:
         image = tf.image.stateless_random_flip_left_right(image, key + 1)
-    return tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
-
-
-def central_crop(image: tf.Tensor, size: tuple[int, int], resize: int | None) -> tf.Tensor:
-    """The middle of an image whose shorter side was first resized, (height, width, 3) uint8.
-
-    Args:
-        image: (H, W, 3) uint8 of any size.
-        size: height and width of the crop.
-        resize: the shorter side before it; None for just large enough.
-    """
-    shape = tf.cast(tf.shape(image)[:2], tf.float32)
-    target = tf.cast(resize, tf.float32) if resize else tf.cast(max(size), tf.float32)
-    scaled = tf.maximum(tf.cast(tf.round(shape * target / tf.reduce_min(shape)), tf.int32), tf.constant(size))
-    image = tf.image.resize(image, scaled, antialias=True)
-    begin = (scaled - tf.constant(size)) // 2
-    image = tf.slice(image, tf.concat([begin, [0]], 0), (*size, 3))
     return tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
