@@ -34,7 +34,7 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
         yield temporary
         _sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        _sync_one(path.parent)
 
 
 class Version:
@@ -61,7 +61,7 @@ def next_version(parent: Path) -> Iterator[Version]:
             yield version
             _sync(temporary)
             version.path = _numbered(temporary, parent)
-            _sync(parent)
+            _sync_one(parent)
     except BaseException:
         for folder in made:
             with contextlib.suppress(OSError):  # not empty: somebody else's
@@ -106,11 +106,16 @@ def _partial(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def _sync(path: pathlib.Path) -> None:
     """Forces a file, or a folder and all in it, to the disk."""
     for name in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        descriptor = os.open(name, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        _sync_one(name)
+
+
+def _sync_one(path: pathlib.Path) -> None:
+    """Forces a file, or the names in a folder, to the disk; what is behind the names may be somebody else's."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256(path: Path) -> str:
