@@ -58,9 +58,11 @@ def write(
 
 
 def signature(model: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """The function that every format exports, with its names."""
+    """The function that every format exports, with its names; it refuses images of another shape."""
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        # A signature's shape is not enforced when it is called: grey images would be broadcast with the mean image.
+        images = tf.ensure_shape(images, (None, *model.input_shape[1:]))
         probabilities = model(images, training=False)
         return {"probabilities": probabilities, "classes": tf.argmax(probabilities, axis=-1)}
 

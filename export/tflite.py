@@ -23,7 +23,7 @@ def write(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> None:
         path: new file.
         samples: training images, for the formats that quantise.
     """
-    _convert(model, path)
+    _convert(_guarded(model), path)
 
 
 def write_float16(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> None:
@@ -33,7 +33,7 @@ def write_float16(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
 
-    _convert(model, path, options)
+    _convert(_guarded(model), path, options)
 
 
 def write_dynamic(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> None:
@@ -42,11 +42,15 @@ def write_dynamic(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -
     def options(converter: tf.lite.TFLiteConverter) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
 
-    _convert(model, path, options)
+    _convert(_guarded(model), path, options)
 
 
 def write_int8(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> None:
-    """Full int8: weights and activations, their ranges measured on `samples`; uint8 pixels in, float32 out."""
+    """Full int8: weights and activations, their ranges measured on `samples`; uint8 pixels in, float32 out.
+
+    Alone among the formats it does not refuse images of another shape, to leave nothing but the network to accelerators
+    that know few operations.
+    """
 
     def options(converter: tf.lite.TFLiteConverter) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -59,6 +63,20 @@ def write_int8(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> N
     floating = keras.models.clone_model(model, input_tensors=pixels)
     floating.set_weights(model.get_weights())
     _convert(floating, path, options)
+
+
+def _guarded(model: keras.Model) -> keras.Model:
+    """The same function, which fails for images of another shape instead of broadcasting them with the mean image.
+
+    LiteRT has no assertion, but joins only what has the same shape: here an empty image, which goes again at once.
+    """
+    shape = model.input_shape[1:]
+
+    def joined_and_parted(images: tf.Tensor) -> tf.Tensor:
+        return tf.concat([images, tf.zeros((1, *shape), images.dtype)], 0)[:-1]
+
+    images = keras.Input(shape, name="images", dtype=model.inputs[0].dtype)
+    return keras.Model(images, model(keras.layers.Lambda(joined_and_parted, output_shape=shape)(images)))
 
 
 def _convert(
