@@ -13,6 +13,7 @@ from gated_resnext.preprocessing import Preprocessing
 
 SIGNATURE = "serving_default"
 PICTURES = "encoded_images"  # the signature, and its input
+Guard = Callable[[tf.Tensor, tuple[int | None, ...]], tf.Tensor]
 PARTS = ("saved_model.pb", "fingerprint.pb", "variables", "assets")
 
 
@@ -21,6 +22,7 @@ def write(
     folder: pathlib.Path,
     samples: np.ndarray | None = None,
     preprocessing: Preprocessing | None = None,
+    guard: Guard = tf.ensure_shape,
 ) -> None:
     """Writes a compact graph as a SavedModel.
 
@@ -33,6 +35,7 @@ def write(
         folder: the SavedModel's, new or empty.
         samples: training images; not needed here.
         preprocessing: from a picture to the network's pixels; None leaves `encoded_images` out.
+        guard: returns the images it is given, and fails if they have another shape than the second argument.
 
     Raises:
         ValueError: if that gives pixels of another shape than the network's.
@@ -42,7 +45,7 @@ def write(
     module.weights = [variable.value for variable in model.variables]
     spec = tf.TensorSpec((None, *model.input_shape[1:]), model.inputs[0].dtype, name="images")
     # The other signature calls this one, so that the graph is stored once.
-    serve = tf.function(signature(model), input_signature=[spec], autograph=False)
+    serve = tf.function(signature(model, guard), input_signature=[spec], autograph=False)
     signatures = {SIGNATURE: serve}
     if preprocessing is not None:
         if preprocessing.shape != model.input_shape[1:]:
@@ -57,13 +60,12 @@ def write(
     tf.saved_model.save(module, str(folder), signatures=signatures)
 
 
-def signature(model: keras.Model) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """The function that every format exports, with its names; it refuses images of another shape."""
+def signature(model: keras.Model, guard: Guard) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """The function that every format exports, with its names."""
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
         # A signature's shape is not enforced when it is called: grey images would be broadcast with the mean image.
-        images = tf.ensure_shape(images, (None, *model.input_shape[1:]))
-        probabilities = model(images, training=False)
+        probabilities = model(guard(images, model.input_shape), training=False)
         return {"probabilities": probabilities, "classes": tf.argmax(probabilities, axis=-1)}
 
     return serve

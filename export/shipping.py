@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import pathlib
@@ -136,7 +135,7 @@ def ship(
             "parameters_pruned": arch.parameters(pruned.wiring().blocks),
             "parameters_compact": small.count_params(),
             "top1": _top1(reference, probe.labels),
-            "preprocessing": dataclasses.asdict(preprocessing) if preprocessing else None,
+            "preprocessing": preprocessing and preprocessing.to_dict(),
             "checks": checks,
         }
         files.write_json(version.folder / "receipt.json", receipt)

@@ -23,7 +23,7 @@ def write(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> None:
         path: new file.
         samples: training images, for the formats that quantise.
     """
-    _convert(_guarded(model), path)
+    _convert(model, path)
 
 
 def write_float16(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> None:
@@ -33,7 +33,7 @@ def write_float16(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
 
-    _convert(_guarded(model), path, options)
+    _convert(model, path, options)
 
 
 def write_dynamic(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> None:
@@ -42,7 +42,7 @@ def write_dynamic(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -
     def options(converter: tf.lite.TFLiteConverter) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
 
-    _convert(_guarded(model), path, options)
+    _convert(model, path, options)
 
 
 def write_int8(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> None:
@@ -62,28 +62,25 @@ def write_int8(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> N
     pixels = keras.Input(model.input_shape[1:], name="images", dtype="float32")
     floating = keras.models.clone_model(model, input_tensors=pixels)
     floating.set_weights(model.get_weights())
-    _convert(floating, path, options)
+    _convert(floating, path, options, tf.ensure_shape)
 
 
-def _guarded(model: keras.Model) -> keras.Model:
-    """The same function, which fails for images of another shape instead of broadcasting them with the mean image.
+def _joined_and_parted(images: tf.Tensor, shape: tuple[int | None, ...]) -> tf.Tensor:
+    """The images, if they have this shape but for the batch.
 
     LiteRT has no assertion, but joins only what has the same shape: here an empty image, which goes again at once.
     """
-    shape = model.input_shape[1:]
-
-    def joined_and_parted(images: tf.Tensor) -> tf.Tensor:
-        return tf.concat([images, tf.zeros((1, *shape), images.dtype)], 0)[:-1]
-
-    images = keras.Input(shape, name="images", dtype=model.inputs[0].dtype)
-    return keras.Model(images, model(keras.layers.Lambda(joined_and_parted, output_shape=shape)(images)))
+    return tf.concat([images, tf.zeros((1, *shape[1:]), images.dtype)], 0)[:-1]
 
 
 def _convert(
-    model: keras.Model, path: pathlib.Path, options: Callable[[tf.lite.TFLiteConverter], None] | None = None
+    model: keras.Model,
+    path: pathlib.Path,
+    options: Callable[[tf.lite.TFLiteConverter], None] | None = None,
+    guard: saved_model.Guard = _joined_and_parted,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        saved_model.write(model, pathlib.Path(folder))
+        saved_model.write(model, pathlib.Path(folder), guard=guard)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[saved_model.SIGNATURE])
         if options is not None:
             options(converter)

@@ -6,6 +6,7 @@ The one definition for evaluation here and for an exported network that takes PN
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import tensorflow as tf
 
@@ -39,6 +40,10 @@ class Preprocessing:
     def of(cls, info: DatasetInfo, recipe: Recipe) -> Preprocessing:
         """That of a data set's test images: the recipe's size, else the one that the pictures already have."""
         return cls(info.input_shape, recipe.test_resize or info.picture_side or max(info.input_shape[:2]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {"shape": list(self.shape), "resize": self.resize}
 
     def pixels(self, encoded_images: tf.Tensor) -> tf.Tensor:
         """The network's input.
