@@ -16,6 +16,7 @@ from gated_resnext import data
 from gated_resnext.data import Images
 from gated_resnext.datasets.table import DATASETS, DatasetInfo
 from gated_resnext.errors import UserError
+from gated_resnext.preprocessing import Preprocessing
 from gated_resnext.recipes import RECIPES, Phase, Recipe
 
 PLAIN = Recipe("plain", (Phase(1, 0.1),), batch_size=64, weight_decay=0, flip=False)
@@ -455,6 +456,13 @@ def test_streamed_test_images_are_pillows_central_crops(streamed):
         # TensorFlow's decoder takes the fast transform: about one level darker. A place beside would be over four off.
         assert np.abs(image.astype(int) - expected[label]).mean() < 2
     assert_same_batches(listed(streamed().test(3)), batches)
+
+
+def test_streamed_pictures_become_the_test_images(streamed):
+    images = streamed()
+    pictures = tf.constant(images.pictures(7), tf.string)
+    found = Preprocessing.of(images.info, RESIZED).pixels(pictures).numpy()
+    np.testing.assert_array_equal(found, images.test_batch(7)[0])
 
 
 def test_streamed_mean_image_is_that_of_the_central_crops(streamed, monkeypatch):
