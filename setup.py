@@ -8,7 +8,10 @@ from setuptools import find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "gated_resnext" / "__init__.py").read_text()).group(1)
 
+SERVING = ["tensorflow-serving-api>=2.21"]  # the warm-up requests of an export, and clients
+
 TEST = [
+    *SERVING,
     "hypothesis>=6.100",
     "jax>=0.5",  # the same layers on another backend
     "mypy>=1.10",
@@ -17,6 +20,7 @@ TEST = [
     "pillow>=10",
     "pytest>=8",
     "pytest-xdist>=3.5",
+    "pyyaml>=6",
     "ruff>=0.6",
     "scikit-learn>=1.4",
     "scipy>=1.11",
@@ -47,7 +51,7 @@ setup(
         "tensorflow>=2.21",
         "tensorflow-datasets>=4.9.10",
     ],
-    extras_require={"test": TEST},
+    extras_require={"serving": SERVING, "test": TEST},
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

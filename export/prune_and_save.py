@@ -3,14 +3,16 @@
     python -m export.prune_and_save --workdir=runs/digits_11_4_4_k1 --output=models
     python -m export.prune_and_save --entry=digits_11_4_4_k1 --output=models --formats=tflite
 
-Writes <output>/<entry>/ with saved_model/, model.tflite, labels.txt and receipt.json, after checking on real test
-images that each file computes what the trained network does.
+Writes the next version of the network, <output>/<entry>/1, then 2 and so on, with a SavedModel, model.tflite and
+receipt.json, after checking on real test images that each file computes what the trained network does. Beside the
+networks it keeps what starts TF Serving on all of them: docker compose -f <output>/compose.yaml up.
 """
 
 from __future__ import annotations
 
 import functools
 import pathlib
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -18,9 +20,13 @@ from gated_resnext import errors, recipes, zoo
 from gated_resnext.datasets.table import DATASETS
 from gated_resnext.workdir import Run
 
+if TYPE_CHECKING:
+    from export.shipping import Probe
+    from gated_resnext.preprocessing import Preprocessing
+
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training.")
 ENTRY = flags.DEFINE_string("entry", None, "Network of the zoo with published weights, instead of a workdir.")
-OUTPUT = flags.DEFINE_string("output", "models", "Folder to write <entry>/ into.")
+OUTPUT = flags.DEFINE_string("output", "models", "Folder to write <entry>/<version>/ into.")
 FORMATS = flags.DEFINE_list(
     "formats",
     ["saved_model", "tflite"],
@@ -48,25 +54,23 @@ def main(argv: list[str]) -> None:
     from export import shipping
 
     formats = shipping.choose(FORMATS.value)
-    output = pathlib.Path(OUTPUT.value).expanduser() / name
-    if output.exists():
-        raise errors.UserError(f"{output} exists already; remove it or choose another --output")
     if ENTRY.value:
         model = zoo.load(name, "published")
     else:
         model = gated_resnext.load(pathlib.Path(WORKDIR.value).expanduser() / "model.keras")
     recipe = Run.read(WORKDIR.value).recipe if WORKDIR.value else recipes.RECIPES[DATASETS[dataset].recipe]
-    probe, labels = _probe(dataset, recipe, model.input_shape[1:])
-    receipt = shipping.ship(
+    probe, preprocessing, labels = _probe(dataset, recipe, model.input_shape[1:])
+    shipped = shipping.ship(
         model,
-        output,
+        pathlib.Path(OUTPUT.value).expanduser() / name,
         probe,
+        preprocessing=preprocessing,
         formats=formats,
         max_top1_drop=MAX_TOP1_DROP.value,
         labels=labels,
         say=functools.partial(print, flush=True),
     )
-    print("\n" + _receipt(receipt, output))
+    print("\n".join(["", _receipt(shipped.receipt, shipped.folder), *shipped.notes]))
 
 
 def _trained(workdir: str) -> tuple[str, str]:
@@ -79,24 +83,43 @@ def _trained(workdir: str) -> tuple[str, str]:
     return run.entry, run.dataset
 
 
-def _probe(dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]):  # type: ignore[no-untyped-def]
-    import numpy as np
-
-    from export.shipping import Probe
+def _probe(
+    dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]
+) -> tuple[Probe, Preprocessing, list[str] | None]:
+    """What to check on, how a picture becomes the network's pixels, and the names of the classes, where known."""
+    from export.shipping import BATCH, Probe
+    from gated_resnext.preprocessing import Preprocessing
 
     count = IMAGES.value
     if NOISE.value:
-        pixels = np.random.default_rng(0).integers(0, 256, (count or 1000, *shape), np.uint8)
-        return Probe(pixels, None, "images of random pixels"), None
+        preprocessing = Preprocessing.of(shape, recipe, DATASETS.get(dataset))
+        return _noise(count or 1000, preprocessing), preprocessing, None
     from gated_resnext.data import Images
 
     images = Images(dataset, recipe, DATA_DIR.value, shape)
-    pixels, classes = images.test_batch(count or 10**9)
+    pixels, classes = images.test_batch(count or len(images))
     samples = images.samples(SAMPLES) if any("int8" in name for name in FORMATS.value) else pixels[:0]
-    return Probe(pixels, classes, f"test images of {dataset}", samples), images.labels
+    pictures = images.pictures(min(BATCH, len(pixels)))
+    probe = Probe(pixels, classes, f"test images of {dataset}", samples, pictures)
+    return probe, images.preprocessing, images.labels
 
 
-def _receipt(receipt: dict, output: pathlib.Path) -> str:
+def _noise(count: int, preprocessing: Preprocessing) -> Probe:
+    """Random pixels, and pictures of which they are the middle."""
+    import numpy as np
+    import tensorflow as tf
+
+    from export.shipping import BATCH, Probe
+
+    (height, width, channels), side = preprocessing.shape, preprocessing.resize
+    whole = np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    pictures = [tf.io.encode_png(picture).numpy() for picture in whole[:BATCH]]
+    pixels = whole[:, top : top + height, left : left + width]
+    return Probe(pixels, None, "images of random pixels", pictures=pictures)
+
+
+def _receipt(receipt: dict, folder: pathlib.Path) -> str:
     before, after = receipt["parameters"], receipt["parameters_pruned"]
     lines = [
         f"{receipt['network']}, checked on {receipt['checked_on']}",
@@ -110,7 +133,7 @@ def _receipt(receipt: dict, output: pathlib.Path) -> str:
     for check in receipt["checks"]:
         size = f"{check['bytes']:,}" if "bytes" in check else ""
         lines.append(f"  {check['form']:14} {_percent(check['top1']):>8} {check['max_difference']:17.1e} {size:>12}")
-    return "\n".join([*lines, "", f"Written to {output}"])
+    return "\n".join([*lines, "", f"Written to {folder}"])
 
 
 def _percent(value: float | None) -> str:
