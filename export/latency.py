@@ -1,0 +1,54 @@
+"""How long calls take beside each other: in turns, so that what else the machine does meets all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+WARM_UP = 2
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]], *, rounds: int = 15, turn_ms: float = 20.0
+) -> dict[str, list[float]]:
+    """Times every call once a round, one after the other: A B A B ...
+
+    Args:
+        calls: what to time, by name.
+        rounds: turns of each.
+        turn_ms: a turn repeats a call for about so long.
+
+    Returns:
+        Milliseconds of one call, a list of `rounds` for each name.
+    """
+    repeats = {name: max(1, round(turn_ms / max(_warm(call), 1e-3))) for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            times[name].append(_turn_ms(call, repeats[name]))
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], slow: str, fast: str) -> float:
+    """How many times as long `slow` takes as `fast`: the median over the rounds of one by the other.
+
+    Example:
+
+    >>> ratio({"a": [2.0, 4.0, 90.0], "b": [1.0, 2.0, 30.0]}, "a", "b")
+    2.0
+    """
+    return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
+
+
+def _warm(call: Callable[[], Any]) -> float:
+    """Milliseconds of a call once it is warm."""
+    return min(_turn_ms(call, 1) for _ in range(WARM_UP))
+
+
+def _turn_ms(call: Callable[[], Any], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return 1000 * (time.perf_counter() - start) / repeats
