@@ -39,6 +39,8 @@ JSON = flags.DEFINE_string("json", None, "File for all times, in milliseconds.")
 
 def main(argv: list[str]) -> None:
     del argv
+    from export import latency
+
     rows = []
     print(f"time of split by time of the other, above 1 where the other is faster; then ms of {', '.join(KINDS)}")
     for stage, width, blocks, read in itertools.product(STAGES.value, WIDTHS.value, BLOCKS.value, READ.value):
@@ -46,7 +48,7 @@ def main(argv: list[str]) -> None:
             rows.append(row)
             print(_line(row), flush=True)
     if JSON.value:
-        pathlib.Path(JSON.value).write_text(json.dumps({"machine": _machine(), "rows": rows}, indent=1) + "\n")
+        pathlib.Path(JSON.value).write_text(json.dumps({"machine": latency.machine(), "rows": rows}, indent=1) + "\n")
 
 
 def _measured(stage: int, width: int, blocks: int, read: str) -> list[dict[str, Any]]:
@@ -131,15 +133,6 @@ def _runners(model: Any, folder: pathlib.Path) -> dict[str, Callable[[int], Call
         return lambda: serve(x=x)
 
     return {"tensorflow": tensorflow, "tflite": tflite}
-
-
-def _machine() -> dict[str, Any]:
-    import importlib.metadata
-    import os
-    import platform
-
-    versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "ai-edge-litert")}
-    return {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count(), "versions": versions}
 
 
 if __name__ == "__main__":

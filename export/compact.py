@@ -38,13 +38,14 @@ class Toolkit(NamedTuple):
     """Where the layers come from: Keras 3, or a library with the same layers.
 
     `layers` has them by name; `input(shape)` is the tensor of pixels, called "images"; `split(x, sizes)` cuts the last
-    axis; `model(inputs, outputs, name=)` makes the model.
+    axis; `model(inputs, outputs, name=)` makes the model. `white` is what a white pixel is in the input.
     """
 
     layers: Any
     input: Any
     split: Any
     model: Any
+    white: float = 255.0
 
 
 KERAS = Toolkit(
@@ -93,7 +94,8 @@ class _Builder:
         """Builds the layers, then fills them."""
         layers = self.layers
         images = self.toolkit.input(self.arch.input_shape)
-        x = layers.Rescaling(1.0, offset=-self.weights["standardize/mean_image"], name="center")(images)
+        mean = self.weights["standardize/mean_image"] * (self.toolkit.white / 255.0)
+        x = layers.Rescaling(1.0, offset=-mean, name="center")(images)
         x = self._stem(x)
         outputs = [x]
         for module, plan in enumerate(self.arch.plan()):
@@ -127,7 +129,7 @@ class _Builder:
     def _stem(self, x: Any) -> Any:
         large = self.arch.stem == "conv7_pool"
         stem = _fold(self.weights["stem_conv/kernel"], {key: self.weights[f"stem_norm/{key}"] for key in NORM})
-        stem = Folded(stem.kernel / 255.0, stem.bias)  # of pixels as they are
+        stem = Folded(stem.kernel / self.toolkit.white, stem.bias)  # the network's own pixels go to 1
         x = self._conv(x, stem, "stem", stride=2 if large else 1, relu=True)
         if self.arch.stem != "conv3":
             x = self.layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
@@ -176,12 +178,19 @@ class _Builder:
         if len(x) == 1:
             return x[0]
         if len(set(weights)) == 1:
-            return layers.Rescaling(1.0 / len(x), name=name)(layers.Add(name=f"{name}_sum")(x))
+            return layers.Rescaling(1.0 / len(x), name=name)(self._sum(x, f"{name}_sum"))
         shares = [
             layers.Rescaling(weight / sum(weights), name=f"{name}_share{number}")(part)
             for number, (part, weight) in enumerate(zip(x, weights, strict=True), start=1)
         ]
-        return layers.Add(name=name)(shares)
+        return self._sum(shares, name)
+
+    def _sum(self, x: Sequence[Any], name: str) -> Any:
+        """Two by two: as many additions, and each partial sum is a tensor whose range can be known for int8."""
+        total = x[0]
+        for number, term in enumerate(x[1:], start=2):
+            total = self.layers.Add(name=f"{name}{number}")([total, term])
+        return total
 
     def _split(self, x: Any, sizes: Sequence[int]) -> list[Any]:
         return [x] if len(sizes) == 1 else self.toolkit.split(x, sizes)
@@ -189,8 +198,7 @@ class _Builder:
     def _input(self, y: list[Any], name: str) -> Any:
         """ReLU of the mean (or sum) of what a group reads; a sum of one vanishes."""
         layers, count = self.layers, len(y)
-        x = layers.Add(name=f"{name}_gather")(y) if count > 1 else y[0]
-        x = layers.ReLU(name=f"{name}_relu")(x)
+        x = layers.ReLU(name=f"{name}_relu")(self._sum(y, f"{name}_gather"))
         if count > 1 and self.arch.aggregation == "mean":
             x = layers.Rescaling(1.0 / count, name=f"{name}_mean")(x)
         return x

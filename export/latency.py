@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import pathlib
+import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -40,6 +44,32 @@ def ratio(times: Mapping[str, list[float]], slow: str, fast: str) -> float:
     2.0
     """
     return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
+
+
+def median(times: list[float]) -> float:
+    """The middle one."""
+    return statistics.median(times)
+
+
+def machine() -> dict[str, Any]:
+    """What the times were taken on: processor, cores and the versions of what computes."""
+    names = ("tensorflow", "keras", "ai-edge-litert", "numpy")
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": {name: importlib.metadata.version(name) for name in names},
+    }
+
+
+def _processor() -> str:
+    """The processor's own name where the system tells it."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _warm(call: Callable[[], Any]) -> float:
