@@ -30,7 +30,9 @@ from gated_resnext import errors
 KINDS = ("split", "grouped", "merged", "bundled")
 BLOCKS = flags.DEFINE_list("blocks", ["2", "4", "8"], "Blocks in the group.")
 WIDTHS = flags.DEFINE_list("widths", ["4", "8", "64"], "Width of a block in the first stage; it doubles with each.")
-STAGES = flags.DEFINE_list("stages", ["1", "2", "3"], "1: 32x32 pixels and 64 channels, 2: 16x16 and 128, 3: 8x8 and 256.")
+STAGES = flags.DEFINE_list(
+    "stages", ["1", "2", "3"], "1: 32x32 pixels and 64 channels, 2: 16x16 and 128, 3: 8x8 and 256."
+)
 BATCHES = flags.DEFINE_list("batches", ["1", "64"], "Images a call.")
 READ = flags.DEFINE_list("read", ["each", "together"], "What follows reads the blocks one by one, or side by side.")
 ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each.", lower_bound=1)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.export_latency --json=export_latency.json --markdown=export_latency.md
 
-Of every entry: the trained network exported as it is, the compact SavedModel, the compact TFLite file (XNNPACK), and the
-compact graph of Fixed-Full ResNeXt with the same {D, w, C}, each read from disk; random pixels, batches of 1 and 64, in
-turns in one run. Weights do not change the time but the wiring does: published where there is one, else a random one.
+Of every entry: the trained network exported as it is, the compact SavedModel, the compact TFLite file (XNNPACK), and
+the compact graph of Fixed-Full ResNeXt with the same {D, w, C}, each read from disk; random pixels, batches of 1 and
+64, in turns in one run. Weights do not change the time, but the wiring does: it is the published one or else random.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The inference graph of a network: what one would write by hand for its wiring, in stock Keras layers.
 
 Unused blocks are gone, batch norm is folded into the convolutions and the scale of the pixels into the first, blocks
-that read the same inputs share the sum, the shortcut and one merged 1x1 convolution, and where they are narrow their 3x3
-convolutions are merged too. No layer of ours, no random op, no custom gradient is left.
+that read the same inputs share the sum, the shortcut and one merged 1x1 convolution, and where they are narrow their
+3x3 convolutions are merged too; of the last module only the sum is made. No layer of ours, no random op, no custom
+gradient is left.
 """
 
 from __future__ import annotations

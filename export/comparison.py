@@ -24,8 +24,8 @@ SUM_TOLERANCE = 1e-2  # probabilities of an int8 file are multiples of 1/256, or
 class Opened(NamedTuple):
     """A network read from disk.
 
-    `run(images)` takes (n, height, width, channels) uint8 and returns (n, classes) as the network gives them; `shape` is
-    (height, width, channels), None where any will do; `batch` the only number of images it takes, or None for any;
+    `run(images)` takes (n, height, width, channels) uint8 and returns (n, classes) as the network gives them; `shape`
+    is (height, width, channels), None where any will do; `batch` the only number of images it takes, or None for any;
     `reads` and `gives` name its input and output.
     """
 

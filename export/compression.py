@@ -1,6 +1,6 @@
 """Smaller than the wiring makes it: the compact graph trained on to fewer bits, weights or values, as TFLite.
 
-    content = compress(model, "int8", images, epochs=1.0, seed=0)
+    content = compress(model, "qat", images, epochs=1.0, seed=0)
 
 Uses tensorflow-model-optimization, the extra `compress`, on a `tf_keras` twin of the compact graph; both are imported
 when a function first needs them.
@@ -49,7 +49,9 @@ def tools() -> Tools:
             import tensorflow_model_optimization as tfmot
             import tf_keras
     except ImportError as error:
-        raise UserError(f"compression needs one more package ({error}): pip install 'gated-resnext[compress]'") from None
+        raise UserError(
+            f"compression needs one more package ({error}): pip install 'gated-resnext[compress]'"
+        ) from None
     finally:
         if before is None:
             os.environ.pop("TF_USE_LEGACY_KERAS", None)
@@ -196,7 +198,7 @@ METHODS: dict[str, Callable[..., bytes]] = {"qat": _quantized, "magnitude": _pru
 
 
 def _toolkit(tf_keras: Any) -> Toolkit:
-    """The builder's layers for a twin that trains: float pixels from 0 to 1, so that the stem learns as the rest does."""
+    """Layers of a twin that trains: float pixels from 0 to 1, so that the stem's kernel is as large as the others."""
     return Toolkit(
         tf_keras.layers,
         lambda shape: tf_keras.Input(shape, name="images"),

@@ -32,9 +32,10 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
     try:
         temporary = holder / path.name
         yield temporary
-        _sync(temporary)
+        for written in [*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]:
+            _sync(written)
         os.replace(temporary, path)
-        _sync(path.parent)
+        _sync(path.parent)  # the name; what else is in there is none of ours
     except OSError as error:
         if error.filename is None or str(holder) in str(error.filename):
             error.filename = str(path)
@@ -44,13 +45,12 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
 
 
 def _sync(path: pathlib.Path) -> None:
-    """Forces a file, or a folder and all in it, to the disk."""
-    for name in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        descriptor = os.open(name, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Forces a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256(path: Path) -> str:
