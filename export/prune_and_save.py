@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -36,6 +36,14 @@ MAX_TOP1_DROP = flags.DEFINE_float("max_top1_drop", 0.5, "Points of top-1 that a
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
 SAMPLES = 256  # training images on which int8 measures its ranges
 IMAGES = flags.DEFINE_integer("images", 1000, "Test images to check on, from the first; 0 for all.", lower_bound=0)
+COMPRESS = flags.DEFINE_list(
+    "compress",
+    [],
+    "Train on to a smaller TFLite file as well: qat (int8), magnitude (zeros), cluster (few values); any of them.",
+)
+COMPRESS_EPOCHS = flags.DEFINE_float("compress_epochs", 1.0, "Passes over the training images for each of them.")
+SPARSITY = flags.DEFINE_float("sparsity", 0.5, "Share of zeros in the kernels, for --compress=magnitude.")
+CLUSTERS = flags.DEFINE_integer("clusters", 16, "Different values in a kernel, for --compress=cluster.")
 NOISE = flags.DEFINE_bool("noise", False, "Check on random pixels, where the data set is not at hand; no top-1 then.")
 
 
@@ -47,18 +55,19 @@ def main(argv: list[str]) -> None:
         )
     if ENTRY.value:
         name, dataset = ENTRY.value, zoo.entry(ENTRY.value).dataset
+        recipe = recipes.RECIPES[DATASETS[dataset].recipe]
     else:
-        name, dataset = _trained(WORKDIR.value)
+        run = _trained(WORKDIR.value)
+        name, dataset, recipe = run.entry, run.dataset, run.recipe
 
     import gated_resnext
     from export import shipping
 
-    formats = shipping.choose(FORMATS.value)
+    formats, methods = shipping.choose(FORMATS.value), _methods()
     if ENTRY.value:
         model = zoo.load(name, "published")
     else:
         model = gated_resnext.load(pathlib.Path(WORKDIR.value).expanduser() / "model.keras")
-    recipe = Run.read(WORKDIR.value).recipe if WORKDIR.value else recipes.RECIPES[DATASETS[dataset].recipe]
     probe, preprocessing, labels = _probe(dataset, recipe, model.input_shape[1:])
     shipped = shipping.ship(
         model,
@@ -67,20 +76,47 @@ def main(argv: list[str]) -> None:
         preprocessing=preprocessing,
         formats=formats,
         max_top1_drop=MAX_TOP1_DROP.value,
+        compressed={method: functools.partial(_compressed, model, method, dataset, recipe) for method in methods},
         labels=labels,
         say=functools.partial(print, flush=True),
     )
     print("\n".join(["", _receipt(shipped.receipt, shipped.folder), *shipped.notes]))
 
 
-def _trained(workdir: str) -> tuple[str, str]:
-    """Name and data set of a finished training."""
+def _trained(workdir: str) -> Run:
+    """What a finished training trained."""
     folder = pathlib.Path(workdir).expanduser()
     if not (folder / "result.json").is_file():
         state = "its training has not ended" if (folder / "run.json").is_file() else "it holds no training"
         raise errors.UserError(f"{workdir} has no trained network ({state}); run python -m gated_resnext.train first")
-    run = Run.read(folder)
-    return run.entry, run.dataset
+    return Run.read(folder)
+
+
+def _methods() -> list[str]:
+    """Those of --compress, once it is sure that they can be had."""
+    if not COMPRESS.value:
+        return []
+    from export import compression
+
+    compression.check(COMPRESS.value, epochs=COMPRESS_EPOCHS.value, sparsity=SPARSITY.value, clusters=CLUSTERS.value)
+    compression.tools()
+    return list(dict.fromkeys(COMPRESS.value))
+
+
+def _compressed(model: Any, method: str, dataset: str, recipe: recipes.Recipe) -> bytes:
+    from export import compression
+    from gated_resnext.data import Images
+
+    images = Images(dataset, recipe, DATA_DIR.value, model.input_shape[1:])
+    return compression.compress(
+        model,
+        method,
+        images,
+        epochs=COMPRESS_EPOCHS.value,
+        seed=0,
+        sparsity=SPARSITY.value,
+        clusters=CLUSTERS.value,
+    )
 
 
 def _probe(
@@ -98,7 +134,7 @@ def _probe(
 
     images = Images(dataset, recipe, DATA_DIR.value, shape)
     pixels, classes = images.test_batch(count or len(images))
-    samples = images.samples(SAMPLES) if any("int8" in name for name in FORMATS.value) else pixels[:0]
+    samples = images.samples(SAMPLES) if COMPRESS.value or any("int8" in form for form in FORMATS.value) else pixels[:0]
     pictures = images.pictures(min(BATCH, len(pixels)))
     probe = Probe(pixels, classes, f"test images of {dataset}", samples, pictures)
     return probe, images.preprocessing, images.labels
@@ -132,6 +168,8 @@ def _receipt(receipt: dict, folder: pathlib.Path) -> str:
     ]
     for check in receipt["checks"]:
         size = f"{check['bytes']:,}" if "bytes" in check else ""
+        if "bytes_gzip" in check:
+            size += f", in gzip {check['bytes_gzip']:,}"
         lines.append(f"  {check['form']:14} {_percent(check['top1']):>8} {check['max_difference']:17.1e} {size:>12}")
     return "\n".join([*lines, "", f"Written to {folder}"])
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from export import saved_model, serving, warmup
+from export import saved_model, serving, tflite, warmup
 from export.compact import compact
+from export.counts import compact_counts
 from export.formats import DEFAULT, FORMATS
 from gated_resnext import files
 from gated_resnext.errors import UserError
@@ -66,6 +68,7 @@ def ship(
     preprocessing: Preprocessing | None = None,
     formats: Sequence[str] = DEFAULT,
     max_top1_drop: float = 0.5,
+    compressed: Mapping[str, Callable[[], bytes]] | None = None,
     labels: Sequence[str] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Shipped:
@@ -80,7 +83,8 @@ def ship(
         probe: the images to prove it on.
         preprocessing: how pictures become its pixels; None leaves out the signature that takes pictures.
         formats: keys of `FORMATS`.
-        max_top1_drop: percentage points of top-1 that a quantised format may lose.
+        max_top1_drop: percentage points of top-1 that a quantised or compressed format may lose.
+        compressed: by method, what makes the content of a further .tflite file.
         labels: names of the classes.
         say: is told what begins.
 
@@ -90,13 +94,15 @@ def ship(
     """
     output = pathlib.Path(output)
     chosen = choose(formats)
+    if model.architecture.gates == "real":
+        raise UserError("a network with real-valued gates is not exported: every block reads every other")
     served = any(FORMATS[name].decodes for name in chosen)
     if not served and serving.is_served(output):
         raise UserError(
             f"{output} is served by TF Serving, which loads its largest version: that must hold a SavedModel. "
             "Add saved_model to --formats or choose another --output"
         )
-    lossy = [name for name in chosen if not FORMATS[name].exact]
+    lossy = [*(name for name in chosen if not FORMATS[name].exact), *(compressed or {})]
     if lossy and (probe.labels is None or probe.samples is None):
         raise UserError(f"{lossy[0]} is checked by its top-1, which needs the data set's images; not with --noise")
     samples = probe.images[:0] if probe.samples is None else probe.samples
@@ -119,6 +125,13 @@ def ship(
             checks.append({**check, "bytes": form.size(path)})
             if form.decodes and preprocessing is not None and probe.pictures:
                 checks.append(_check_pictures(path, probe, reference))
+        for name, content in (compressed or {}).items():
+            path = version.folder / f"model_{name}.tflite"
+            say(f"Training on, writing and checking {name}")
+            path.write_bytes(content())
+            check = _check(name, tflite.runner(path), probe.images, reference, probe.labels, max_top1_drop)
+            packed = len(gzip.compress(path.read_bytes(), mtime=0))
+            checks.append({**check, "bytes": path.stat().st_size, "bytes_gzip": packed})
         if labels:
             path = version.folder / ("assets" if served else "") / "labels.txt"
             path.parent.mkdir(exist_ok=True)
@@ -134,6 +147,8 @@ def ship(
             "parameters": arch.parameters(wiring.blocks),
             "parameters_pruned": arch.parameters(pruned.wiring().blocks),
             "parameters_compact": small.count_params(),
+            "multiply_adds": arch.multiply_adds(wiring.blocks),
+            "multiply_adds_compact": compact_counts(arch, pruned.wiring()).multiply_adds,
             "top1": _top1(reference, probe.labels),
             "preprocessing": preprocessing and preprocessing.to_dict(),
             "checks": checks,

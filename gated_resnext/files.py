@@ -32,9 +32,10 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with _partial(path) as temporary:
         yield temporary
-        _sync(temporary)
+        for written in [*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]:
+            _sync(written)
         os.replace(temporary, path)
-        _sync_one(path.parent)
+        _sync(path.parent)
 
 
 class Version:
@@ -59,9 +60,10 @@ def next_version(parent: Path) -> Iterator[Version]:
             temporary.mkdir()
             version = Version(temporary)
             yield version
-            _sync(temporary)
+            for written in [*temporary.rglob("*"), temporary]:
+                _sync(written)
             version.path = _numbered(temporary, parent)
-            _sync_one(parent)
+            _sync(parent)
     except BaseException:
         for folder in made:
             with contextlib.suppress(OSError):  # not empty: somebody else's
@@ -104,13 +106,7 @@ def _partial(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _sync(path: pathlib.Path) -> None:
-    """Forces a file, or a folder and all in it, to the disk."""
-    for name in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        _sync_one(name)
-
-
-def _sync_one(path: pathlib.Path) -> None:
-    """Forces a file, or the names in a folder, to the disk; what is behind the names may be somebody else's."""
+    """Forces a file, or a folder's list of names, to the disk; what is behind the names may be somebody else's."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

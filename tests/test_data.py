@@ -348,7 +348,7 @@ def of_one_colour(number):
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
-    """The same images in memory, in a folder and as a data set of tensorflow-datasets; those for testing from 100 on."""
+    """The same images in memory, in a folder and as a tensorflow-datasets data set; those for testing from 100 on."""
     folder = tmp_path_factory.mktemp("colours")
     splits = {"train": range(TRAIN), "test": range(100, 100 + TEST)}
     for split, numbers in splits.items():
