@@ -8,7 +8,16 @@ from setuptools import find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "gated_resnext" / "__init__.py").read_text()).group(1)
 
+COMPRESS = [
+    "setuptools",  # tensorflow-model-optimization imports distutils, which Python 3.12 no longer has
+    "tensorflow-model-optimization>=0.8.1,<0.9",
+    "tf_keras>=2.21",
+]
+SERVING = ["tensorflow-serving-api>=2.21"]  # the warm-up requests of an export, and clients
+
 TEST = [
+    *COMPRESS,
+    *SERVING,
     "hypothesis>=6.100",
     "jax>=0.5",  # the same layers on another backend
     "mypy>=1.10",
@@ -17,6 +26,7 @@ TEST = [
     "pillow>=10",
     "pytest>=8",
     "pytest-xdist>=3.5",
+    "pyyaml>=6",
     "ruff>=0.6",
     "scikit-learn>=1.4",
     "scipy>=1.11",
@@ -37,7 +47,7 @@ setup(
         "zoo": ["cards/*.json", "weights/*.npz"],
     },
     install_requires=[
-        "absl-py>=2.1",
+        "absl-py>=1.4",
         "ai-edge-litert>=2.0",
         "flatbuffers>=24.3",
         "importlib_resources>=6.0",  # tensorflow-datasets 4.9.10 imports it and does not ask for it
@@ -47,7 +57,7 @@ setup(
         "tensorflow>=2.21",
         "tensorflow-datasets>=4.9.10",
     ],
-    extras_require={"test": TEST},
+    extras_require={"compress": COMPRESS, "serving": SERVING, "test": TEST},
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

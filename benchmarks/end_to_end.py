@@ -46,7 +46,9 @@ def photographs(archive: str, step: int) -> Iterator[tuple[str, str, bytes]]:
         members = [member for member in tar.getmembers() if member.name.endswith(".jpg")]
         for member in members[::step]:
             _, wnid, name = member.name.rsplit("/", 2)
-            yield wnid, name, tar.extractfile(member).read()
+            content = tar.extractfile(member)
+            assert content is not None
+            yield wnid, name, content.read()
 
 
 def make_data_sets(folder: pathlib.Path) -> None:

@@ -1,7 +1,9 @@
 """The inference graph of a network: what one would write by hand for its wiring, in stock Keras layers.
 
-Unused blocks are gone, batch norm is folded into the convolutions, blocks that read the same inputs share the sum, the
-shortcut and one merged 1x1 convolution. No layer of ours, no random op, no custom gradient is left.
+Unused blocks are gone, batch norm is folded into the convolutions and the scale of the pixels into the first, blocks
+that read the same inputs share the sum, the shortcut and one merged 1x1 convolution, and where they are narrow their
+3x3 convolutions are merged too; of the last module only the sum is made. No layer of ours, no random op, no custom
+gradient is left.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from typing import Any, NamedTuple
 
 import keras
 import numpy as np
-from keras import layers
 
+from export.bundles import BUNDLE_CHANNELS, bundles, groups
 from gated_resnext.architecture import ModulePlan
 from gated_resnext.layers import EPSILON
 from gated_resnext.model import GatedResNeXt
@@ -28,14 +30,44 @@ class Folded(NamedTuple):
     bias: np.ndarray
 
 
-def compact(model: GatedResNeXt) -> keras.Model:
+def places(sizes: Sequence[int]) -> Any:
+    """Where to split an axis: a number of equal parts, which more runtimes have fast, or else the indices."""
+    return len(sizes) if len(set(sizes)) == 1 else np.cumsum(sizes)[:-1].tolist()
+
+
+class Toolkit(NamedTuple):
+    """Where the layers come from: Keras 3, or a library with the same layers.
+
+    `layers` has them by name; `input(shape)` is the tensor of pixels, called "images"; `split(x, sizes)` cuts the last
+    axis; `model(inputs, outputs, name=)` makes the model. `white` is what a white pixel is in the input.
+    """
+
+    layers: Any
+    input: Any
+    split: Any
+    model: Any
+    white: float = 255.0
+
+
+KERAS = Toolkit(
+    keras.layers,
+    lambda shape: keras.Input(shape, name="images", dtype="uint8"),
+    lambda x, sizes: keras.ops.split(x, places(sizes), axis=-1),
+    keras.Model,
+)
+
+
+def compact(model: GatedResNeXt, *, bundle_channels: int = BUNDLE_CHANNELS, toolkit: Toolkit = KERAS) -> Any:
     """The same function from uint8 pixels to probabilities as a graph of stock layers.
 
     Args:
         model: a network, pruned or not.
+        bundle_channels: blocks of a group share a dense 3x3 convolution, with zeros between them, as far as they have
+            no more channels together (docs/performance.md, "Export"); 0 leaves each block its own.
+        toolkit: what to build it from.
 
     Returns:
-        A functional `keras.Model` with float32 weights and no training behaviour.
+        A functional `keras.Model` (or the toolkit's) with float32 weights and no training behaviour.
 
     Raises:
         ValueError: if the gates are real-valued, which leaves no block unused and no sum to share.
@@ -49,36 +81,33 @@ def compact(model: GatedResNeXt) -> keras.Model:
     """
     if model.architecture.gates == "real":
         raise ValueError("a network with real-valued gates has no compact graph: every block reads every other")
-    return _Builder(prune(model)).model()
+    return _Builder(prune(model), bundle_channels, toolkit).model()
 
 
 class _Builder:
-    def __init__(self, model: GatedResNeXt) -> None:
+    def __init__(self, model: GatedResNeXt, bundle_channels: int, toolkit: Toolkit) -> None:
         self.source, self.arch, self.wiring = model, model.architecture, model.wiring()
+        self.bundle_channels, self.toolkit, self.layers = bundle_channels, toolkit, toolkit.layers
         self.weights: Weights = {name: value.astype(np.float64) for name, value in model.weights_by_name().items()}
         self.filled: list[tuple[Any, Folded]] = []
 
-    def model(self) -> keras.Model:
+    def model(self) -> Any:
         """Builds the layers, then fills them."""
-        images = keras.Input(self.arch.input_shape, name="images", dtype="uint8")
-        mean = self.weights["standardize/mean_image"]
-        x = layers.Rescaling(1.0 / 255.0, name="scale")(images)
-        standardize = layers.Normalization(
-            axis=(1, 2, 3), mean=mean / 255.0, variance=np.ones_like(mean), name="center"
-        )
-        x = self._stem(standardize(x))
+        layers = self.layers
+        images = self.toolkit.input(self.arch.input_shape)
+        mean = self.weights["standardize/mean_image"] * (self.toolkit.white / 255.0)
+        x = layers.Rescaling(1.0, offset=-mean, name="center")(images)
+        x = self._stem(x)
         outputs = [x]
         for module, plan in enumerate(self.arch.plan()):
             outputs = self._module(module, plan, outputs)
-        x = outputs[0] if len(outputs) == 1 else layers.Add(name="sum")(outputs)
-        x = layers.GlobalAveragePooling2D(name="pool")(layers.ReLU(name="relu")(x))
+        x = layers.GlobalAveragePooling2D(name="pool")(layers.ReLU(name="relu")(outputs[0]))
         head = Folded(self.weights["classifier/kernel"], self.weights["classifier/bias"])
-        averaged = self.arch.aggregation == "mean"
-        if averaged:  # ReLU and pooling commute with a positive factor
-            head = Folded(head.kernel / self.wiring.blocks[-1], head.bias)
+        if self.arch.aggregation == "sum":  # the last module gives the mean; ReLU and pooling commute with the factor
+            head = Folded(head.kernel * self.wiring.blocks[-1], head.bias)
         classifier = layers.Dense(self.arch.classes, name="classifier")
         x = layers.Activation("softmax", name="probabilities")(self._filled(classifier, x, head))
-        model = keras.Model(images, x, name=self.source.name)
+        model = self.toolkit.model(images, x, name=self.source.name)
         for layer, folded in self.filled:
             layer.set_weights([folded.kernel, folded.bias])
         return model
@@ -92,76 +121,104 @@ class _Builder:
         size = folded.kernel.shape[0]
         padding = "same"
         if stride != 1 and size > 1:
-            x, padding = layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(x), "valid"
-        layer = layers.Conv2D(
+            x, padding = self.layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(x), "valid"
+        layer = self.layers.Conv2D(
             folded.kernel.shape[-1], size, stride, padding, activation="relu" if relu else None, name=name
         )
         return self._filled(layer, x, folded)
 
     def _stem(self, x: Any) -> Any:
         large = self.arch.stem == "conv7_pool"
-        x = self._conv(x, self._folded("stem_conv", "stem_norm"), "stem", stride=2 if large else 1, relu=True)
+        stem = _fold(self.weights["stem_conv/kernel"], {key: self.weights[f"stem_norm/{key}"] for key in NORM})
+        stem = Folded(stem.kernel / self.toolkit.white, stem.bias)  # the network's own pixels go to 1
+        x = self._conv(x, stem, "stem", stride=2 if large else 1, relu=True)
         if self.arch.stem != "conv3":
-            x = layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
-            x = layers.MaxPooling2D(3, 2, name="stem_pool")(x)
+            x = self.layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
+            x = self.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
         return x
 
     def _module(self, module: int, plan: ModulePlan, before: list[Any]) -> list[Any]:
-        """What the blocks of a module write: one tensor a block, or one a group where only their sum is read."""
-        shared = self.arch.aggregation == "shared"
-        blocks = self.wiring.blocks[module]
-        if shared or module == 0:
-            groups = {tuple(range(len(before))): list(range(blocks))}
-        else:
-            groups = {}
-            for block, sources in enumerate(self.wiring.sources[module - 1]):
-                groups.setdefault(sources, []).append(block)
-        only_the_sum = shared or module == self.arch.modules - 1
-        outputs: dict[int, Any] = {}
-        # One layer, called on the input of every group: its weights are stored once.
-        project = layers.Conv2D(plan.filters, 1, plan.stride, name=f"{plan.name}_project") if plan.projects else None
-        if project is not None:
-            self.filled.append((project, self._block(plan, "project", 0)))
-        for number, (sources, members) in enumerate(groups.items(), start=1):
+        """What the blocks of a module write: one tensor a block, or one in all where only their sum is read."""
+        grouped = groups(self.arch, self.wiring, module)
+        inputs, narrow = [], []
+        for number, (sources, members) in enumerate(grouped, start=1):
             name = f"{plan.name}_group{number}"
-            x = self._input([before[source] for source in sources], name) if module else before[0]
+            inputs.append(self._input([before[source] for source in sources], name) if module else before[0])
+            narrow.append(self._narrow(inputs[-1], plan, members, name))
+        # One layer, called on the input of every group: its weights are stored once.
+        project = None
+        if plan.projects:
+            project = self.layers.Conv2D(plan.filters, 1, plan.stride, name=f"{plan.name}_project")
+            self.filled.append((project, self._block(plan, "project", 0)))
+        sizes = [len(members) for _, members in grouped]
+        if self.arch.aggregation == "shared" or module == self.arch.modules - 1:
+            x = self._weighted_mean(inputs, sizes, f"{plan.name}_mean")
+            h = [part for parts in narrow for part in parts]
+            order = [block for _, members in grouped for block in members]
+            return [self._together(plan, x if project is None else project(x), h, order)]
+        outputs: dict[int, Any] = {}
+        for (_, members), x, parts in zip(grouped, inputs, narrow, strict=True):
             shortcut = x if project is None else project(x)
-            narrow = self._narrow(x, plan, members, name)
-            if only_the_sum:
-                h = narrow[0] if len(narrow) == 1 else layers.Concatenate(name=f"{name}_concat")(narrow)
-                expand = _stacked(self._block(plan, "expand", block) for block in members)
-                if len(members) > 1 and not shared:
-                    shortcut = layers.Rescaling(float(len(members)), name=f"{name}_times{len(members)}")(shortcut)
-                outputs[members[0]] = layers.Add(name=f"{name}_add")(
-                    [shortcut, self._conv(h, expand, f"{name}_expand")]
-                )
-                continue
-            for block, h in zip(members, narrow, strict=True):
-                label = f"{plan.name}_block{block + 1}"
-                f = self._conv(h, self._block(plan, "expand", block), f"{label}_expand")
-                outputs[block] = layers.Add(name=f"{label}_add")([shortcut, f])
+            each = [own for part in parts for own in self._split(part, [plan.width] * (part.shape[-1] // plan.width))]
+            for block, h in zip(members, each, strict=True):
+                name = f"{plan.name}_block{block + 1}"
+                f = self._conv(h, self._block(plan, "expand", block), f"{name}_expand")
+                outputs[block] = self.layers.Add(name=f"{name}_add")([shortcut, f])
         return [outputs[block] for block in sorted(outputs)]
+
+    def _together(self, plan: ModulePlan, shortcut: Any, narrow: list[Any], order: Sequence[int]) -> Any:
+        """The sum of the blocks, or their mean where each has a shortcut of its own: the mean's is `shortcut`."""
+        h = narrow[0] if len(narrow) == 1 else self.layers.Concatenate(name=f"{plan.name}_concat")(narrow)
+        expand = _stacked(self._block(plan, "expand", block) for block in order)
+        if self.arch.aggregation != "shared":
+            expand = Folded(expand.kernel / len(order), expand.bias / len(order))
+        return self.layers.Add(name=f"{plan.name}_add")([shortcut, self._conv(h, expand, f"{plan.name}_expand")])
+
+    def _weighted_mean(self, x: list[Any], weights: Sequence[int], name: str) -> Any:
+        layers = self.layers
+        if len(x) == 1:
+            return x[0]
+        if len(set(weights)) == 1:
+            return layers.Rescaling(1.0 / len(x), name=name)(self._sum(x, f"{name}_sum"))
+        shares = [
+            layers.Rescaling(weight / sum(weights), name=f"{name}_share{number}")(part)
+            for number, (part, weight) in enumerate(zip(x, weights, strict=True), start=1)
+        ]
+        return self._sum(shares, name)
+
+    def _sum(self, x: Sequence[Any], name: str) -> Any:
+        """Two by two: as many additions, and each partial sum is a tensor whose range can be known for int8."""
+        total = x[0]
+        for number, term in enumerate(x[1:], start=2):
+            total = self.layers.Add(name=f"{name}{number}")([total, term])
+        return total
+
+    def _split(self, x: Any, sizes: Sequence[int]) -> list[Any]:
+        return [x] if len(sizes) == 1 else self.toolkit.split(x, sizes)
 
     def _input(self, y: list[Any], name: str) -> Any:
         """ReLU of the mean (or sum) of what a group reads; a sum of one vanishes."""
-        if len(y) > 1:
-            y = [(layers.Average if self.arch.aggregation == "mean" else layers.Add)(name=f"{name}_gather")(y)]
-        return layers.ReLU(name=f"{name}_relu")(y[0])
+        layers, count = self.layers, len(y)
+        x = layers.ReLU(name=f"{name}_relu")(self._sum(y, f"{name}_gather"))
+        if count > 1 and self.arch.aggregation == "mean":
+            x = layers.Rescaling(1.0 / count, name=f"{name}_mean")(x)
+        return x
 
     def _narrow(self, x: Any, plan: ModulePlan, members: Sequence[int], name: str) -> list[Any]:
-        """The bottlenecks of a group after their 3x3 convolution: one merged 1x1 convolution, then one 3x3 a block."""
+        """The bottlenecks of a group after their 3x3 convolutions, one tensor a bundle of its blocks."""
         merged = _side_by_side(self._block(plan, "reduce", block) for block in members)
         h = self._conv(x, merged, f"{name}_reduce", relu=True)
-        parts = [h] if len(members) == 1 else keras.ops.split(h, len(members), axis=-1)
+        bundled = bundles(members, plan.width, self.bundle_channels)
+        parts = self._split(h, [len(bundle) * plan.width for bundle in bundled])
         return [
             self._conv(
                 part,
-                self._block(plan, "conv", block),
-                f"{plan.name}_block{block + 1}_conv",
+                _block_diagonal([self._block(plan, "conv", block) for block in bundle]),
+                f"{plan.name}_block{'_'.join(str(block + 1) for block in bundle)}_conv",
                 stride=plan.stride,
                 relu=True,
             )
-            for block, part in zip(members, parts, strict=True)
+            for bundle, part in zip(bundled, parts, strict=True)
         ]
 
     def _block(self, plan: ModulePlan, part: str, block: int) -> Folded:
@@ -171,9 +228,6 @@ class _Builder:
         if kernel.ndim == 2:
             kernel = kernel[None, None]
         return _fold(kernel, {key: self.weights[f"{name}/norm/{key}"][block] for key in NORM})
-
-    def _folded(self, conv: str, norm: str) -> Folded:
-        return _fold(self.weights[f"{conv}/kernel"], {key: self.weights[f"{norm}/{key}"] for key in NORM})
 
 
 NORM = ("gamma", "beta", "moving_mean", "moving_variance")
@@ -195,3 +249,14 @@ def _stacked(convs: Iterable[Folded]) -> Folded:
     """One convolution with the summed outputs of all, for their inputs side by side."""
     kernels, biases = zip(*convs, strict=True)
     return Folded(np.concatenate(kernels, axis=-2), np.sum(biases, axis=0))
+
+
+def _block_diagonal(convs: Sequence[Folded]) -> Folded:
+    """One convolution of inputs side by side to outputs side by side, each from its own alone."""
+    width = convs[0].kernel.shape[-1]
+    total = width * len(convs)
+    kernel = np.zeros((*convs[0].kernel.shape[:2], total, total))
+    for number, conv in enumerate(convs):
+        own = slice(number * width, (number + 1) * width)
+        kernel[:, :, own, own] = conv.kernel
+    return Folded(kernel, np.concatenate([conv.bias for conv in convs]))

@@ -6,7 +6,6 @@ import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-import keras
 import numpy as np
 
 from export import saved_model, tflite
@@ -17,20 +16,23 @@ Run = Callable[[np.ndarray], np.ndarray]
 class Format(NamedTuple):
     """How a network becomes files.
 
-    `filename` is the file's or folder's within the export; `write(compact graph, path, training images)` makes it;
-    `runner(path)` loads it as a function from uint8 images to probabilities; `size(path)` counts its bytes; `exact`
-    tells whether it must give the same probabilities, or may lose accuracy within a bound.
+    `filename` is the file's within the version's folder, or "" for that folder; `write(compact graph, path, training
+    images)` makes it; `runner(path)` loads it as a function from uint8 images to probabilities; `size(path)` counts its
+    bytes; `exact` tells whether it must give the same probabilities, or may lose accuracy within a bound; `decodes`
+    whether it takes picture files too: then `write` takes `preprocessing` as well.
     """
 
     filename: str
-    write: Callable[[keras.Model, pathlib.Path, np.ndarray], None]
+    write: Callable[..., None]
     runner: Callable[[pathlib.Path], Run]
     size: Callable[[pathlib.Path], int]
     exact: bool = True
+    decodes: bool = False
 
 
 FORMATS = {
-    "saved_model": Format("saved_model", saved_model.write, saved_model.runner, saved_model.size),
+    "saved_model": Format("", saved_model.write, saved_model.runner, saved_model.size, decodes=True),
+    # By this name TF Serving finds it under --prefer_tflite_model.
     "tflite": Format("model.tflite", tflite.write, tflite.runner, tflite.size),
     "tflite_float16": Format("model_float16.tflite", tflite.write_float16, tflite.runner, tflite.size, exact=False),
     "tflite_dynamic": Format("model_dynamic.tflite", tflite.write_dynamic, tflite.runner, tflite.size, exact=False),

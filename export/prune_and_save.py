@@ -3,14 +3,16 @@
     python -m export.prune_and_save --workdir=runs/digits_11_4_4_k1 --output=models
     python -m export.prune_and_save --entry=digits_11_4_4_k1 --output=models --formats=tflite
 
-Writes <output>/<entry>/ with saved_model/, model.tflite, labels.txt and receipt.json, after checking on real test
-images that each file computes what the trained network does.
+Writes the next version of the network, <output>/<entry>/1, then 2 and so on, with a SavedModel, model.tflite and
+receipt.json, after checking on real test images that each file computes what the trained network does. Beside the
+networks it keeps what starts TF Serving on all of them: docker compose -f <output>/compose.yaml up.
 """
 
 from __future__ import annotations
 
 import functools
 import pathlib
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -18,9 +20,13 @@ from gated_resnext import errors, recipes, zoo
 from gated_resnext.datasets.table import DATASETS
 from gated_resnext.workdir import Run
 
+if TYPE_CHECKING:
+    from export.shipping import Probe
+    from gated_resnext.preprocessing import Preprocessing
+
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training.")
 ENTRY = flags.DEFINE_string("entry", None, "Network of the zoo with published weights, instead of a workdir.")
-OUTPUT = flags.DEFINE_string("output", "models", "Folder to write <entry>/ into.")
+OUTPUT = flags.DEFINE_string("output", "models", "Folder to write <entry>/<version>/ into.")
 FORMATS = flags.DEFINE_list(
     "formats",
     ["saved_model", "tflite"],
@@ -30,6 +36,14 @@ MAX_TOP1_DROP = flags.DEFINE_float("max_top1_drop", 0.5, "Points of top-1 that a
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
 SAMPLES = 256  # training images on which int8 measures its ranges
 IMAGES = flags.DEFINE_integer("images", 1000, "Test images to check on, from the first; 0 for all.", lower_bound=0)
+COMPRESS = flags.DEFINE_list(
+    "compress",
+    [],
+    "Train on to a smaller TFLite file as well: qat (int8), magnitude (zeros), cluster (few values); any of them.",
+)
+COMPRESS_EPOCHS = flags.DEFINE_float("compress_epochs", 1.0, "Passes over the training images for each of them.")
+SPARSITY = flags.DEFINE_float("sparsity", 0.5, "Share of zeros in the kernels, for --compress=magnitude.")
+CLUSTERS = flags.DEFINE_integer("clusters", 16, "Different values in a kernel, for --compress=cluster.")
 NOISE = flags.DEFINE_bool("noise", False, "Check on random pixels, where the data set is not at hand; no top-1 then.")
 
 
@@ -41,62 +55,107 @@ def main(argv: list[str]) -> None:
         )
     if ENTRY.value:
         name, dataset = ENTRY.value, zoo.entry(ENTRY.value).dataset
+        recipe = recipes.RECIPES[DATASETS[dataset].recipe]
     else:
-        name, dataset = _trained(WORKDIR.value)
+        run = _trained(WORKDIR.value)
+        name, dataset, recipe = run.entry, run.dataset, run.recipe
 
     import gated_resnext
     from export import shipping
 
-    formats = shipping.choose(FORMATS.value)
-    output = pathlib.Path(OUTPUT.value).expanduser() / name
-    if output.exists():
-        raise errors.UserError(f"{output} exists already; remove it or choose another --output")
+    formats, methods = shipping.choose(FORMATS.value), _methods()
     if ENTRY.value:
         model = zoo.load(name, "published")
     else:
         model = gated_resnext.load(pathlib.Path(WORKDIR.value).expanduser() / "model.keras")
-    recipe = Run.read(WORKDIR.value).recipe if WORKDIR.value else recipes.RECIPES[DATASETS[dataset].recipe]
-    probe, labels = _probe(dataset, recipe, model.input_shape[1:])
-    receipt = shipping.ship(
+    probe, preprocessing, labels = _probe(dataset, recipe, model.input_shape[1:])
+    shipped = shipping.ship(
         model,
-        output,
+        pathlib.Path(OUTPUT.value).expanduser() / name,
         probe,
+        preprocessing=preprocessing,
         formats=formats,
         max_top1_drop=MAX_TOP1_DROP.value,
+        compressed={method: functools.partial(_compressed, model, method, dataset, recipe) for method in methods},
         labels=labels,
         say=functools.partial(print, flush=True),
     )
-    print("\n" + _receipt(receipt, output))
+    print("\n".join(["", _receipt(shipped.receipt, shipped.folder), *shipped.notes]))
 
 
-def _trained(workdir: str) -> tuple[str, str]:
-    """Name and data set of a finished training."""
+def _trained(workdir: str) -> Run:
+    """What a finished training trained."""
     folder = pathlib.Path(workdir).expanduser()
     if not (folder / "result.json").is_file():
         state = "its training has not ended" if (folder / "run.json").is_file() else "it holds no training"
         raise errors.UserError(f"{workdir} has no trained network ({state}); run python -m gated_resnext.train first")
-    run = Run.read(folder)
-    return run.entry, run.dataset
+    return Run.read(folder)
 
 
-def _probe(dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]):  # type: ignore[no-untyped-def]
-    import numpy as np
+def _methods() -> list[str]:
+    """Those of --compress, once it is sure that they can be had."""
+    if not COMPRESS.value:
+        return []
+    from export import compression
 
-    from export.shipping import Probe
+    compression.check(COMPRESS.value, epochs=COMPRESS_EPOCHS.value, sparsity=SPARSITY.value, clusters=CLUSTERS.value)
+    compression.tools()
+    return list(dict.fromkeys(COMPRESS.value))
+
+
+def _compressed(model: Any, method: str, dataset: str, recipe: recipes.Recipe) -> bytes:
+    from export import compression
+    from gated_resnext.data import Images
+
+    images = Images(dataset, recipe, DATA_DIR.value, model.input_shape[1:])
+    return compression.compress(
+        model,
+        method,
+        images,
+        epochs=COMPRESS_EPOCHS.value,
+        seed=0,
+        sparsity=SPARSITY.value,
+        clusters=CLUSTERS.value,
+    )
+
+
+def _probe(
+    dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]
+) -> tuple[Probe, Preprocessing, list[str] | None]:
+    """What to check on, how a picture becomes the network's pixels, and the names of the classes, where known."""
+    from export.shipping import BATCH, Probe
+    from gated_resnext.preprocessing import Preprocessing
 
     count = IMAGES.value
     if NOISE.value:
-        pixels = np.random.default_rng(0).integers(0, 256, (count or 1000, *shape), np.uint8)
-        return Probe(pixels, None, "images of random pixels"), None
+        preprocessing = Preprocessing.of(shape, recipe, DATASETS.get(dataset))
+        return _noise(count or 1000, preprocessing), preprocessing, None
     from gated_resnext.data import Images
 
     images = Images(dataset, recipe, DATA_DIR.value, shape)
-    pixels, classes = images.test_batch(count or 10**9)
-    samples = images.samples(SAMPLES) if any("int8" in name for name in FORMATS.value) else pixels[:0]
-    return Probe(pixels, classes, f"test images of {dataset}", samples), images.labels
+    pixels, classes = images.test_batch(count or len(images))
+    samples = images.samples(SAMPLES) if COMPRESS.value or any("int8" in form for form in FORMATS.value) else pixels[:0]
+    pictures = images.pictures(min(BATCH, len(pixels)))
+    probe = Probe(pixels, classes, f"test images of {dataset}", samples, pictures)
+    return probe, images.preprocessing, images.labels
 
 
-def _receipt(receipt: dict, output: pathlib.Path) -> str:
+def _noise(count: int, preprocessing: Preprocessing) -> Probe:
+    """Random pixels, and pictures of which they are the middle."""
+    import numpy as np
+    import tensorflow as tf
+
+    from export.shipping import BATCH, Probe
+
+    (height, width, channels), side = preprocessing.shape, preprocessing.resize
+    whole = np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    pictures = [tf.io.encode_png(picture).numpy() for picture in whole[:BATCH]]
+    pixels = whole[:, top : top + height, left : left + width]
+    return Probe(pixels, None, "images of random pixels", pictures=pictures)
+
+
+def _receipt(receipt: dict, folder: pathlib.Path) -> str:
     before, after = receipt["parameters"], receipt["parameters_pruned"]
     lines = [
         f"{receipt['network']}, checked on {receipt['checked_on']}",
@@ -109,8 +168,10 @@ def _receipt(receipt: dict, output: pathlib.Path) -> str:
     ]
     for check in receipt["checks"]:
         size = f"{check['bytes']:,}" if "bytes" in check else ""
+        if "bytes_gzip" in check:
+            size += f", in gzip {check['bytes_gzip']:,}"
         lines.append(f"  {check['form']:14} {_percent(check['top1']):>8} {check['max_difference']:17.1e} {size:>12}")
-    return "\n".join([*lines, "", f"Written to {output}"])
+    return "\n".join([*lines, "", f"Written to {folder}"])
 
 
 def _percent(value: float | None) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import gzip
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from export import saved_model, serving, tflite, warmup
 from export.compact import compact
-from export.formats import DEFAULT, FORMATS, Run
+from export.counts import compact_counts
+from export.formats import DEFAULT, FORMATS
 from gated_resnext import files
 from gated_resnext.errors import UserError
 from gated_resnext.model import GatedResNeXt
+from gated_resnext.preprocessing import Preprocessing
 from gated_resnext.pruning import prune
 
 # Probabilities, absolute. Float32 sums in another order differ by about 1e-7 a layer; a wrong graph by far more.
@@ -24,13 +29,23 @@ BATCH = 128
 class Probe(NamedTuple):
     """What the files are checked on: images, uint8 (n, height, width, channels), labels or None, and their origin.
 
-    `samples` are training images, of the same shape, on which the quantised formats measure their ranges.
+    `samples` are training images, of the same shape, on which the quantised formats measure their ranges; `pictures`
+    the picture files that the first of the images came from.
     """
 
     images: np.ndarray
     labels: np.ndarray | None
     origin: str
     samples: np.ndarray | None = None
+    pictures: Sequence[bytes] = ()
+
+
+class Shipped(NamedTuple):
+    """The version's folder, its receipt, as `receipt.json` holds it, and what was written around it, or not."""
+
+    folder: pathlib.Path
+    receipt: dict[str, Any]
+    notes: list[str]
 
 
 def choose(formats: Sequence[str]) -> list[str]:
@@ -50,36 +65,44 @@ def ship(
     output: str | os.PathLike[str],
     probe: Probe,
     *,
+    preprocessing: Preprocessing | None = None,
     formats: Sequence[str] = DEFAULT,
     max_top1_drop: float = 0.5,
+    compressed: Mapping[str, Callable[[], bytes]] | None = None,
     labels: Sequence[str] | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
-    """Writes `output`, a new folder with one entry a format, `labels.txt` and `receipt.json`.
+) -> Shipped:
+    """Writes the next version of a network, `output`/1, `output`/2 and so on, with a file a format and a receipt.
 
-    Nothing gets its final name before every file, loaded again from disk, gave the trained network's probabilities.
+    The folder gets its number, by which TF Serving finds it, once every file, loaded again from disk, gave the trained
+    network's probabilities. Beside `output` the files for TF Serving are brought up to date, if this is one for it.
 
     Args:
         model: the trained network, unpruned.
-        output: the new folder.
+        output: the folder of the network's versions, named as TF Serving is to name it.
         probe: the images to prove it on.
+        preprocessing: how pictures become its pixels; None leaves out the signature that takes pictures.
         formats: keys of `FORMATS`.
-        max_top1_drop: percentage points of top-1 that a quantised format may lose.
+        max_top1_drop: percentage points of top-1 that a quantised or compressed format may lose.
+        compressed: by method, what makes the content of a further .tflite file.
         labels: names of the classes.
         say: is told what begins.
 
-    Returns:
-        The receipt, as `receipt.json` holds it.
-
     Raises:
-        UserError: if `output` exists, a format is unknown or needs real images and has none, or a file does not compute
-            the same function, or loses too much accuracy.
+        UserError: if a format is unknown or needs real images and has none, if TF Serving could not load what it finds
+            there, or a file does not compute the same function, or loses too much accuracy.
     """
     output = pathlib.Path(output)
     chosen = choose(formats)
-    if output.exists():
-        raise UserError(f"{output} exists already; remove it or choose another --output")
-    lossy = [name for name in chosen if not FORMATS[name].exact]
+    if model.architecture.gates == "real":
+        raise UserError("a network with real-valued gates is not exported: every block reads every other")
+    served = any(FORMATS[name].decodes for name in chosen)
+    if not served and serving.is_served(output):
+        raise UserError(
+            f"{output} is served by TF Serving, which loads its largest version: that must hold a SavedModel. "
+            "Add saved_model to --formats or choose another --output"
+        )
+    lossy = [*(name for name in chosen if not FORMATS[name].exact), *(compressed or {})]
     if lossy and (probe.labels is None or probe.samples is None):
         raise UserError(f"{lossy[0]} is checked by its top-1, which needs the data set's images; not with --noise")
     samples = probe.images[:0] if probe.samples is None else probe.samples
@@ -88,18 +111,33 @@ def ship(
     small = compact(pruned)
     say(f"Running the trained network on {len(probe.images)} {probe.origin}")
     reference = run_in_batches(model.predict_on_batch, probe.images)
-    checks = [_check("pruned", pruned.predict_on_batch, reference, probe)]
-    with files.replacing(output) as folder:
-        folder.mkdir()
+    checks = [_check("pruned", pruned.predict_on_batch, probe.images, reference, probe.labels)]
+    notes = []
+    with files.next_version(output) as version:
         for name in chosen:
             form = FORMATS[name]
-            path = folder / form.filename
-            say(f"Writing and checking {form.filename}")
-            form.write(small, path, samples)
+            path = version.folder / form.filename
+            say(f"Writing and checking {name}")
+            write = functools.partial(form.write, preprocessing=preprocessing) if form.decodes else form.write
+            write(small, path, samples)
             drop = None if form.exact else max_top1_drop
-            checks.append({**_check(name, form.runner(path), reference, probe, drop), "bytes": form.size(path)})
+            check = _check(name, form.runner(path), probe.images, reference, probe.labels, drop)
+            checks.append({**check, "bytes": form.size(path)})
+            if form.decodes and preprocessing is not None and probe.pictures:
+                checks.append(_check_pictures(path, probe, reference))
+        for name, content in (compressed or {}).items():
+            path = version.folder / f"model_{name}.tflite"
+            say(f"Training on, writing and checking {name}")
+            path.write_bytes(content())
+            check = _check(name, tflite.runner(path), probe.images, reference, probe.labels, max_top1_drop)
+            packed = len(gzip.compress(path.read_bytes(), mtime=0))
+            checks.append({**check, "bytes": path.stat().st_size, "bytes_gzip": packed})
         if labels:
-            (folder / "labels.txt").write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+            path = version.folder / ("assets" if served else "") / "labels.txt"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+        if served:
+            notes += warmup.write(version.folder, output.name, small.input_shape[1:], pictures=bool(preprocessing))
         receipt = {
             "network": model.name,
             "architecture": arch.to_dict(),
@@ -109,25 +147,35 @@ def ship(
             "parameters": arch.parameters(wiring.blocks),
             "parameters_pruned": arch.parameters(pruned.wiring().blocks),
             "parameters_compact": small.count_params(),
+            "multiply_adds": arch.multiply_adds(wiring.blocks),
+            "multiply_adds_compact": compact_counts(arch, pruned.wiring()).multiply_adds,
             "top1": _top1(reference, probe.labels),
+            "preprocessing": preprocessing and preprocessing.to_dict(),
             "checks": checks,
         }
-        files.write_json(folder / "receipt.json", receipt)
-    return receipt
+        files.write_json(version.folder / "receipt.json", receipt)
+    if served:
+        notes += serving.write(output.parent)
+    return Shipped(version.path, receipt, notes)
 
 
-def run_in_batches(run: Run, images: np.ndarray) -> np.ndarray:
-    """Probabilities of all images, `BATCH` at a time."""
+def run_in_batches(run: Callable[[Any], np.ndarray], images: Any) -> np.ndarray:
+    """Probabilities of all images or pictures, `BATCH` at a time."""
     return np.concatenate([run(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
 
 
 def _check(
-    name: str, run: Run, reference: np.ndarray, probe: Probe, max_top1_drop: float | None = None
+    name: str,
+    run: Callable[[Any], np.ndarray],
+    images: Any,
+    reference: np.ndarray,
+    labels: np.ndarray | None,
+    max_top1_drop: float | None = None,
 ) -> dict[str, Any]:
     """The difference from the reference and the accuracy of one form of the network, neither beyond its bound."""
-    probabilities = run_in_batches(run, probe.images)
+    probabilities = run_in_batches(run, images)
     difference = float(np.abs(probabilities - reference).max())
-    top1, before = _top1(probabilities, probe.labels), _top1(reference, probe.labels)
+    top1, before = _top1(probabilities, labels), _top1(reference, labels)
     if max_top1_drop is not None and top1 is not None and before is not None:
         if not 100 * (before - top1) <= max_top1_drop:
             raise UserError(
@@ -140,6 +188,13 @@ def _check(
             f"{difference:.2g}, more than {TOLERANCE:g}; nothing was written"
         )
     return {"form": name, "max_difference": difference, "top1": top1}
+
+
+def _check_pictures(folder: pathlib.Path, probe: Probe, reference: np.ndarray) -> dict[str, Any]:
+    """The same of the signature that takes picture files; without top-1, as there may be fewer of them."""
+    count = len(probe.pictures)
+    run = saved_model.picture_runner(folder)
+    return {**_check(saved_model.PICTURES, run, probe.pictures, reference[:count], None), "pictures": count}
 
 
 def _top1(probabilities: np.ndarray, labels: np.ndarray | None) -> float | None:

@@ -46,7 +46,11 @@ def write_dynamic(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -
 
 
 def write_int8(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> None:
-    """Full int8: weights and activations, their ranges measured on `samples`; uint8 pixels in, float32 out."""
+    """Full int8: weights and activations, their ranges measured on `samples`; uint8 pixels in, float32 out.
+
+    Alone among the formats it does not refuse images of another shape, to leave nothing but the network to accelerators
+    that know few operations.
+    """
 
     def options(converter: tf.lite.TFLiteConverter) -> None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -58,27 +62,43 @@ def write_int8(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> N
     pixels = keras.Input(model.input_shape[1:], name="images", dtype="float32")
     floating = keras.models.clone_model(model, input_tensors=pixels)
     floating.set_weights(model.get_weights())
-    _convert(floating, path, options)
+    _convert(floating, path, options, tf.ensure_shape)
+
+
+def _joined_and_parted(images: tf.Tensor, shape: tuple[int | None, ...]) -> tf.Tensor:
+    """The images, if they have this shape but for the batch.
+
+    LiteRT has no assertion, but joins only what has the same shape: here an empty image, which goes again at once.
+    """
+    return tf.concat([images, tf.zeros((1, *shape[1:]), images.dtype)], 0)[:-1]
 
 
 def _convert(
-    model: keras.Model, path: pathlib.Path, options: Callable[[tf.lite.TFLiteConverter], None] | None = None
+    model: keras.Model,
+    path: pathlib.Path,
+    options: Callable[[tf.lite.TFLiteConverter], None] | None = None,
+    guard: saved_model.Guard = _joined_and_parted,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        saved_model.write(model, pathlib.Path(folder))
+        saved_model.write(model, pathlib.Path(folder), guard=guard)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[saved_model.SIGNATURE])
         if options is not None:
             options(converter)
-        path.write_bytes(shared_buffers(converter.convert()))
+        path.write_bytes(tidied(converter.convert()))
 
 
-def shared_buffers(content: bytes | bytearray) -> bytes:
-    """The same .tflite with every constant stored once.
-
-    The converter writes the weights of a layer anew for each of its calls, such as the shortcut that the groups of a
-    module share.
-    """
+def tidied(content: bytes | bytearray) -> bytes:
+    """The same .tflite with every constant stored once, and its inputs and outputs called as in its signature."""
     model = schema_fb.ModelT.InitFromObj(schema_fb.Model.GetRootAs(bytearray(content), 0))
+    _share_buffers(model)
+    _name_tensors(model)
+    builder = flatbuffers.Builder(len(content))
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def _share_buffers(model: schema_fb.ModelT) -> None:
+    """The converter writes the weights of a layer anew for each of its calls, such as a module's shared shortcut."""
     first: dict[bytes, int] = {}
     place = []
     for number, buffer in enumerate(model.buffers):
@@ -90,9 +110,13 @@ def shared_buffers(content: bytes | bytearray) -> bytes:
     for number, kept in enumerate(place):
         if kept != number:
             model.buffers[number].data = None
-    builder = flatbuffers.Builder(len(content))
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+
+
+def _name_tensors(model: schema_fb.ModelT) -> None:
+    """TF Serving reads no signature of a .tflite: it takes the tensors' names, up to the colon, which must differ."""
+    for signature in model.signatureDefs:
+        for entry in [*signature.inputs, *signature.outputs]:
+            model.subgraphs[signature.subgraphIndex].tensors[entry.tensorIndex].name = entry.name
 
 
 def runner(path: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:

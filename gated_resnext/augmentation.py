@@ -1,4 +1,4 @@
-"""What happens to an image before the network: random crops and mirrors in training, the central crop in testing.
+"""What happens to a training image before the network: random crops and mirrors.
 
 Functions of tensors and seeds; every draw is a function of the seed given.
 """
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from gated_resnext.preprocessing import decode
 from gated_resnext.recipes import Recipe
 
 
@@ -56,13 +57,6 @@ def augment(
     return tf.gather(cropped, left[:, None] + across, axis=2, batch_dims=1)
 
 
-def decode(encoded: tf.Tensor, channels: int = 3) -> tf.Tensor:
-    """JPEG, PNG, GIF (its first frame) or BMP bytes to (H, W, channels) uint8."""
-    image = tf.io.decode_image(encoded, channels=channels, expand_animations=False)
-    image.set_shape((None, None, channels))
-    return image
-
-
 def random_resized_crop(
     encoded: tf.Tensor, shape: tuple[int, int, int], *, flip: bool = True, seed: tuple[Any, Any]
 ) -> tf.Tensor:
@@ -85,21 +79,4 @@ def random_resized_crop(
     image = tf.image.resize(tf.slice(image, begin, size), shape[:2], antialias=True)
     if flip:
         image = tf.image.stateless_random_flip_left_right(image, key + 1)
-    return tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)
-
-
-def central_crop(image: tf.Tensor, size: tuple[int, int], resize: int | None) -> tf.Tensor:
-    """The middle of an image whose shorter side was first resized, (height, width, channels) uint8.
-
-    Args:
-        image: (H, W, channels) uint8 of any size.
-        size: height and width of the crop.
-        resize: the shorter side before it; None for just large enough.
-    """
-    shape = tf.cast(tf.shape(image)[:2], tf.float32)
-    target = tf.cast(resize, tf.float32) if resize else tf.cast(max(size), tf.float32)
-    scaled = tf.maximum(tf.cast(tf.round(shape * target / tf.reduce_min(shape)), tf.int32), tf.constant(size))
-    image = tf.image.resize(image, scaled, antialias=True)
-    begin = (scaled - tf.constant(size)) // 2
-    image = tf.slice(image, tf.concat([begin, [0]], 0), (*size, image.shape[-1]))
     return tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from gated_resnext.augmentation import augment, central_crop, decode, random_resized_crop
+from gated_resnext.augmentation import augment, random_resized_crop
 from gated_resnext.errors import UserError
+from gated_resnext.preprocessing import Preprocessing, central_crop, decode
 from gated_resnext.recipes import Recipe
 from gated_resnext.sources import open_source
 
@@ -196,6 +197,19 @@ class Images:
         """The first `count` training images, cropped as test images are."""
         images, _ = next(iter(self._plain("train").batch(count)))
         return images.numpy()
+
+    def pictures(self, count: int) -> list[bytes]:
+        """The first `count` test images as picture files of the data set's own size, before any crop."""
+        if self.source.streamed:
+            return [encoded for encoded, _ in self.source.in_order("test").take(count).as_numpy_iterator()]
+        return [tf.io.encode_png(image).numpy() for image in self.arrays("test")[0][:count]]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From such a picture to the network's pixels."""
+        whole = self.source.image_shape
+        info = self.info if self.source.streamed else self.info._replace(picture_side=min(whole[:2]))
+        return Preprocessing.of(self.input_shape, self.recipe, info)
 
     def _plain(self, split: str, mine: Callable[[tf.Tensor], tf.Tensor] | None = None) -> tf.data.Dataset:
         """Images, cropped at the centre, and labels in order; of the rows whose number is `mine`."""

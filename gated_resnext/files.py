@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 import zipfile
@@ -28,13 +30,73 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    holder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    try:
-        temporary = holder / path.name
+    with _partial(path) as temporary:
         yield temporary
-        _sync(temporary)
+        for written in [*temporary.rglob("*"), temporary] if temporary.is_dir() else [temporary]:
+            _sync(written)
         os.replace(temporary, path)
         _sync(path.parent)
+
+
+class Version:
+    """A folder on its way to become a version: written at `folder`, found at `path` once it is whole."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.folder, self.path = folder, folder
+
+
+@contextlib.contextmanager
+def next_version(parent: Path) -> Iterator[Version]:
+    """A new, empty folder that becomes `parent`/<one more than the largest number there> on success.
+
+    Until then it has a name that is no number, so nobody who looks for versions sees it; on failure it is removed, and
+    so are the folders above it that had to be made. Of two that end at the same time, both keep their own number.
+    """
+    parent = pathlib.Path(parent)
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with _partial(parent / "version") as temporary:
+            temporary.mkdir()
+            version = Version(temporary)
+            yield version
+            for written in [*temporary.rglob("*"), temporary]:
+                _sync(written)
+            version.path = _numbered(temporary, parent)
+            _sync(parent)
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):  # not empty: somebody else's
+                folder.rmdir()
+        raise
+
+
+def versions(parent: Path) -> list[int]:
+    """The numbers among the names in a folder, in order; none where there is no such folder."""
+    parent = pathlib.Path(parent)
+    names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
+    return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,18}", name))
+
+
+def _numbered(folder: pathlib.Path, parent: pathlib.Path) -> pathlib.Path:
+    """Renames a folder to the next number, and to the one after that where somebody else was faster."""
+    while True:
+        path = parent / str(max(versions(parent), default=0) + 1)
+        try:
+            folder.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        else:
+            return path
+
+
+@contextlib.contextmanager
+def _partial(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A name like `path`'s in a hidden folder beside it, which is removed at the end."""
+    holder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        yield holder / path.name
     except OSError as error:
         if error.filename is None or str(holder) in str(error.filename):
             error.filename = str(path)
@@ -44,13 +106,12 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
 
 
 def _sync(path: pathlib.Path) -> None:
-    """Forces a file, or a folder and all in it, to the disk."""
-    for name in [*path.rglob("*"), path] if path.is_dir() else [path]:
-        descriptor = os.open(name, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    """Forces a file, or a folder's list of names, to the disk; what is behind the names may be somebody else's."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sha256(path: Path) -> str:

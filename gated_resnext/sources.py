@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gated_resnext import augmentation, datasets
+from gated_resnext import datasets, preprocessing
 from gated_resnext.datasets.table import DATASETS, FOLDER, DatasetInfo
 from gated_resnext.errors import UserError
 
@@ -261,6 +261,6 @@ class FolderSource:
 
 def _decodes(path: pathlib.Path) -> bool:
     try:
-        return bool(tf.size(augmentation.decode(tf.constant(path.read_bytes()))) > 0)
+        return bool(tf.size(preprocessing.decode(tf.constant(path.read_bytes()))) > 0)
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.ResourceExhaustedError, OSError):
         return False

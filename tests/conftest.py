@@ -45,3 +45,20 @@ def trained(tmp_path_factory, digits_dir):
     run = trainer.Run.of("digits_11_4_4_k1", RECIPES["digits"].scaled(0.03), seed=0)
     trainer.train(run, workdir, data_dir=digits_dir)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def exported(trained, digits_dir, tmp_path_factory, run_python):
+    """The first version of that network in an output folder of its own, and what the export printed. Read only."""
+    output = tmp_path_factory.mktemp("exported") / "models"
+    done = run_python(
+        "-m",
+        "export.prune_and_save",
+        f"--workdir={trained}",
+        f"--output={output}",
+        f"--data_dir={digits_dir}",
+        "--formats=saved_model,tflite,tflite_float16",
+        "--max_top1_drop=2",
+    )
+    assert done.returncode == 0, done.stderr
+    return output / "digits_11_4_4_k1" / "1", done.stdout

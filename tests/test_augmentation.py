@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
-from gated_resnext.augmentation import augment, central_crop, decode, random_resized_crop
+from gated_resnext.augmentation import augment, random_resized_crop
+from gated_resnext.preprocessing import central_crop, decode
 from gated_resnext.recipes import Phase, Recipe
 
 PLAIN = Recipe("plain", (Phase(1, 0.1),), batch_size=64, weight_decay=0, flip=False)

@@ -306,6 +306,13 @@ def test_streamed_test_images_are_pillows_central_crops(streamed):
     assert_same_batches(listed(streamed().test(3)), batches)
 
 
+def test_streamed_pictures_become_the_test_images(streamed):
+    images = streamed()
+    pictures = tf.constant(images.pictures(7), tf.string)
+    found = images.preprocessing.pixels(pictures).numpy()
+    np.testing.assert_array_equal(found, images.test_batch(7)[0])
+
+
 def test_streamed_mean_image_is_that_of_the_central_crops(streamed, monkeypatch):
     expected = np.mean(list(pil_crops("train").values()), 0)
     mean = streamed().mean_image()

@@ -1,6 +1,8 @@
+import concurrent.futures
 import hashlib
 import json
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -69,6 +71,69 @@ def test_replacing_fails_where_nothing_was_written(tmp_path):
     with pytest.raises(FileNotFoundError), files.replacing(tmp_path / "a.txt"):
         pass
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "there, number",
+    [((), 1), (("1", "2"), 3), (("2", "7"), 8), (("1", "x", ".9", "-4", "1.5", "9a", ""), 2), (("9" * 30, "4"), 5)],
+)
+def test_the_next_version_is_one_more_than_the_largest_number(tmp_path, there, number):
+    for name in there:
+        (tmp_path / name / "full").mkdir(parents=True)
+    with files.next_version(tmp_path) as version:
+        (version.folder / "a").write_bytes(b"1")
+        # What TF Serving looks for: names that are numbers.
+        assert {name for name in os.listdir(tmp_path) if name.isdigit()} == {name for name in there if name.isdigit()}
+    assert version.path == tmp_path / str(number)
+    assert contents(version.path) == {"a": b"1"}
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_versions_that_end_together_keep_their_own_number(tmp_path):
+    together = threading.Barrier(8)
+
+    def export(number):
+        with files.next_version(tmp_path / "model") as version:
+            (version.folder / "a").write_text(str(number))
+            together.wait(30)
+        return version.path
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        paths = list(pool.map(export, range(8)))
+    assert files.versions(tmp_path / "model") == list(range(1, 9))
+    assert [(path / "a").read_text() for path in paths] == list("01234567")
+
+
+def test_a_version_that_appears_at_the_last_moment_is_not_overwritten(tmp_path, monkeypatch):
+    with files.next_version(tmp_path) as first:
+        (first.folder / "a").write_text("first")
+    stale = iter([[]])  # the folder as it was a moment ago
+    monkeypatch.setattr(files, "versions", lambda parent, real=files.versions: next(stale, None) or real(parent))
+    with files.next_version(tmp_path) as second:
+        (second.folder / "a").write_text("second")
+    assert contents(tmp_path) == {"1/a": b"first", "2/a": b"second"}
+
+
+def test_a_version_that_fails_leaves_nothing_and_no_folder_for_it(tmp_path):
+    with pytest.raises(KeyboardInterrupt), files.next_version(tmp_path / "models" / "model") as version:
+        (version.folder / "a").write_bytes(b"half")
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "models").mkdir()
+    with pytest.raises(OSError, match="no"), files.next_version(tmp_path / "models" / "model"):
+        raise OSError("no")
+    assert os.listdir(tmp_path) == ["models"] and os.listdir(tmp_path / "models") == []
+
+
+def test_a_version_whose_writer_was_killed_is_no_version(run_python, tmp_path):
+    script = (
+        "import os, sys; from gated_resnext import files\nwith files.next_version(sys.argv[1]) as version: os._exit(9)"
+    )
+    assert run_python("-c", script, tmp_path).returncode == 9
+    assert len(os.listdir(tmp_path)) == 1 and files.versions(tmp_path) == []
+    with files.next_version(tmp_path) as version:
+        pass
+    assert version.path == tmp_path / "1"
 
 
 FULL_DISK = """

@@ -22,20 +22,30 @@ folder, pixels, out = sys.argv[1:]
 images = np.load(pixels)
 
 import tensorflow as tf
-loaded = tf.saved_model.load(folder + "/saved_model")
-answers = {"saved_model": loaded.signatures["serving_default"](images=tf.constant(images))}
+loaded = tf.saved_model.load(folder)
+pictures = tf.stack([tf.io.encode_png(image) for image in images])
+answers = {
+    "saved_model": loaded.signatures["serving_default"](images=tf.constant(images)),
+    "saved_model_pictures": loaded.signatures["encoded_images"](encoded_images=pictures),
+}
 
 from ai_edge_litert.interpreter import Interpreter
-runner = Interpreter(folder + "/model.tflite").get_signature_runner("serving_default")
-answers["tflite"] = runner(images=images)
+for name in ("model", "model_float16"):
+    runner = Interpreter(f"{folder}/{name}.tflite").get_signature_runner("serving_default")
+    answers[f"litert_{name}"] = runner(images=images)
 
 import openvino
 # Where the processor has bfloat16, OpenVINO would compute in it.
 precision = {"INFERENCE_PRECISION_HINT": "f32"}
-model = openvino.Core().compile_model(openvino.convert_model(folder + "/saved_model"), "CPU", precision)
-result = model({"images": images})
-names = {name: value for key, value in result.items() for name in key.names}
-answers["openvino"] = {"probabilities": names["probabilities"], "classes": names["classes"]}
+for name, path in (
+    ("saved_model", folder),
+    ("model", folder + "/model.tflite"),
+    ("model_float16", folder + "/model_float16.tflite"),
+):
+    model = openvino.Core().compile_model(openvino.convert_model(path), "CPU", precision)
+    result = model({"images": images})
+    names = {name: value for key, value in result.items() for name in key.names}
+    answers[f"openvino_{name}"] = {"probabilities": names["probabilities"], "classes": names["classes"]}
 np.savez(out, **{f"{k}_{n}": np.asarray(v[n]) for k, v in answers.items() for n in ("probabilities", "classes")})
 """
 
@@ -46,31 +56,38 @@ def run(*flags, cwd=None):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
 
 
-@pytest.fixture(scope="module")
-def exported(trained, digits_dir, tmp_path_factory):
-    output = tmp_path_factory.mktemp("models")
-    done = run(f"--workdir={trained}", f"--output={output}", f"--data_dir={digits_dir}")
-    assert done.returncode == 0, done.stderr
-    return output / "digits_11_4_4_k1", done.stdout
-
-
 def test_receipt(exported):
     folder, printed = exported
     receipt = json.loads((folder / "receipt.json").read_text())
-    assert [check["form"] for check in receipt["checks"]] == ["pruned", "saved_model", "tflite"]
-    assert all(check["max_difference"] <= 1e-4 and check["top1"] == receipt["top1"] for check in receipt["checks"])
+    checks = {check["form"]: check for check in receipt["checks"]}
+    assert list(checks) == ["pruned", "saved_model", "encoded_images", "tflite", "tflite_float16"]
+    assert checks["encoded_images"]["pictures"] == 128
+    for form in ("pruned", "saved_model", "tflite"):
+        assert checks[form]["max_difference"] <= 1e-4 and checks[form]["top1"] == receipt["top1"]
+    assert checks["encoded_images"]["max_difference"] <= 1e-4
+    assert receipt["preprocessing"] == {"shape": [8, 8, 1], "resize": 8}
     assert receipt["checked_on"] == "360 test images of optical_digits"
     assert receipt["parameters"] == 93_754
     assert f"{receipt['parameters']:,} -> {receipt['parameters_pruned']:,}" in printed
-    sizes = {check["form"]: check.get("bytes") for check in receipt["checks"]}
-    assert sizes["tflite"] == (folder / "model.tflite").stat().st_size
-    assert f"Written to {folder}" in printed
-    assert (folder / "labels.txt").read_text().split() == list("0123456789")
+    parts = {
+        "saved_model": ("saved_model.pb", "fingerprint.pb", "variables/*"),
+        "tflite": ("model.tflite",),
+        "tflite_float16": ("model_float16.tflite",),
+    }
+    for form, patterns in parts.items():
+        paths = [path for pattern in patterns for path in folder.glob(pattern)]
+        assert checks[form]["bytes"] == sum(path.stat().st_size for path in paths), form
+    assert f"Written to {folder}\n" in printed
+    assert (folder / "assets" / "labels.txt").read_text().split() == list("0123456789")
     assert sorted(path.name for path in folder.iterdir()) == [
-        "labels.txt",
+        "assets",
+        "assets.extra",
+        "fingerprint.pb",
         "model.tflite",
+        "model_float16.tflite",
         "receipt.json",
-        "saved_model",
+        "saved_model.pb",
+        "variables",
     ]
 
 
@@ -110,8 +127,23 @@ def test_other_runtimes_agree_without_this_project(exported, trained, digits_dir
     )
     assert done.returncode == 0, done.stderr
     answers = np.load(tmp_path / "answers.npz")
-    for runtime in ("saved_model", "tflite", "openvino"):
-        np.testing.assert_allclose(answers[f"{runtime}_probabilities"], expected, atol=1e-4, err_msg=runtime)
+    runtimes = {key.removesuffix("_classes") for key in answers if key.endswith("_classes")}
+    assert runtimes == {
+        "saved_model",
+        "saved_model_pictures",
+        "litert_model",
+        "litert_model_float16",
+        "openvino_saved_model",
+        "openvino_model",
+        "openvino_model_float16",
+    }
+    for runtime in runtimes:
+        # Weights rounded to float16 move the probabilities; both runtimes must move them alike.
+        rounded = runtime.endswith("float16")
+        found = answers[f"{runtime}_probabilities"]
+        np.testing.assert_allclose(found, expected, atol=2e-3 if rounded else 1e-4, err_msg=runtime)
+        if rounded:
+            np.testing.assert_allclose(found, answers["litert_model_float16_probabilities"], atol=1e-4)
         np.testing.assert_array_equal(answers[f"{runtime}_classes"], expected.argmax(-1), err_msg=runtime)
 
 
@@ -127,7 +159,7 @@ def test_what_a_user_can_get_wrong(exported, trained, digits_dir, tmp_path):
     data = f"--data_dir={digits_dir}"
     cases = {
         ("--formats=onnx", f"--workdir={trained}"): "Received: onnx",
-        (f"--output={folder.parent}", f"--workdir={trained}"): f"{folder} exists already",
+        (f"--output={folder.parent.parent}", f"--workdir={trained}", "--formats=tflite"): "must hold a SavedModel",
         ("--workdir=nowhere",): "nowhere has no trained network",
         ("--entry=cifar10_20_4_8_k99",): "the closest are",
         ("--entry=cifar100_29_64_8_k1",): "python -m gated_resnext.train --entry=cifar100_29_64_8_k1",
@@ -137,6 +169,7 @@ def test_what_a_user_can_get_wrong(exported, trained, digits_dir, tmp_path):
         output = () if any(flag.startswith("--output") for flag in flags) else (f"--output={tmp_path / 'models'}",)
         assert message in one_line(run(*flags, *output, data, cwd=tmp_path)), flags
     assert not (tmp_path / "models").exists()
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["1"]
 
 
 def test_a_damaged_network_is_named_and_nothing_is_written(trained, digits_dir, tmp_path):
@@ -177,7 +210,10 @@ def test_quantised_formats_keep_their_accuracy(trained, digits_dir, tmp_path):
         "--max_top1_drop=2",
     )
     assert done.returncode == 0, done.stderr
-    checks = {check["form"]: check for check in files.read_json(tmp_path / "digits_11_4_4_k1/receipt.json")["checks"]}
+    folder = tmp_path / "digits_11_4_4_k1" / "1"
+    checks = {check["form"]: check for check in files.read_json(folder / "receipt.json")["checks"]}
+    assert (folder / "labels.txt").read_text().split() == list("0123456789")
+    assert [path.name for path in tmp_path.iterdir()] == ["digits_11_4_4_k1"]  # nothing for TF Serving
     assert all(100 * (checks["tflite"]["top1"] - checks[form]["top1"]) <= 2 for form in formats)
     sizes = [checks[form]["bytes"] for form in formats]
     assert sizes[1] < 0.65 * sizes[0] and max(sizes[2:]) < 0.5 * sizes[0]
@@ -201,5 +237,5 @@ def test_noise_checks_without_the_data_set(trained, tmp_path):
         "--data_dir=nowhere",
     )
     assert done.returncode == 0, done.stderr
-    receipt = files.read_json(tmp_path / "digits_11_4_4_k1" / "receipt.json")
+    receipt = files.read_json(tmp_path / "digits_11_4_4_k1" / "1" / "receipt.json")
     assert receipt["top1"] is None and receipt["checked_on"] == "8 images of random pixels"

@@ -15,6 +15,7 @@ class DatasetInfo(NamedTuple):
     """What a network must know of a data set before its images are there.
 
     `name` is the one tensorflow-datasets knows; `input_shape` is the network's, (height, width, channels).
+    `picture_side` is the shorter side of the data set's own pictures where they all have one that is not the network's.
     """
 
     name: str
@@ -24,6 +25,7 @@ class DatasetInfo(NamedTuple):
     test_split: str = "test"
     streamed: bool = False
     how: str = "tensorflow-datasets downloads it by itself where there is a network"
+    picture_side: int | None = None
 
 
 DATASETS = {
@@ -39,6 +41,7 @@ DATASETS = {
             (64, 64, 3),
             "mini_imagenet",
             how="put mini_imagenet_train.tar.gz and mini_imagenet_val.tar.gz into DATA_DIR/downloads/manual",
+            picture_side=84,
         ),
         DatasetInfo(
             "imagenet2012",

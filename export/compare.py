@@ -1,0 +1,88 @@
+"""Compares two networks on disk: classes, probabilities, top-1, bytes and latency, side by side.
+
+    python -m export.compare --saved_model=serving/old --saved_model=models/cifar10_20_4_8_k1/saved_model
+    python -m export.compare --saved_model=old.tflite --saved_model=new.tflite --images_from=cifar10
+
+Each is a SavedModel folder or a .tflite file, ours or not, that takes images (uint8, or float32 with --white) and gives
+probabilities or logits. On random pixels, or on the test images of a data set, which then also give the top-1.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from absl import flags
+
+from gated_resnext import errors, files
+from gated_resnext.datasets.table import DATASETS
+from gated_resnext.recipes import RECIPES
+
+SAVED_MODEL = flags.DEFINE_multi_string("saved_model", [], "SavedModel folder or .tflite file; give it twice.")
+IMAGES_FROM = flags.DEFINE_string("images_from", None, f"Data set of the test images: {', '.join(DATASETS)}.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
+IMAGES = flags.DEFINE_integer("images", 1000, "How many images, from the first test image on.", lower_bound=1)
+WHITE = flags.DEFINE_multi_float(
+    "white", [255.0], "A white pixel in an input of floats: 255 or 1. Once for both networks, or once for each."
+)
+ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each in the timing.", lower_bound=1)
+JSON = flags.DEFINE_string("json", None, "File to write the comparison to, too.")
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    if len(SAVED_MODEL.value) != 2 or len(WHITE.value) > 2:
+        raise errors.UserError(
+            f"give --saved_model=PATH twice, and --white at most twice. Received: {len(SAVED_MODEL.value)} and "
+            f"{len(WHITE.value)}"
+        )
+    if IMAGES_FROM.value and IMAGES_FROM.value not in DATASETS:
+        raise errors.UserError(
+            f"the data set must be one of {', '.join(DATASETS)}. Received: --images_from={IMAGES_FROM.value}"
+        )
+    from export import comparison, latency
+
+    whites = (WHITE.value * 2)[:2] if len(WHITE.value) == 1 else WHITE.value
+    a, b = (comparison.opened(path, white) for path, white in zip(SAVED_MODEL.value, whites, strict=True))
+    images, labels, origin = _images((a, b))
+    found = comparison.compare(a, b, images, labels, rounds=ROUNDS.value)
+    found |= {"paths": [str(a.path), str(b.path)], "images": f"{len(images)} {origin}", "machine": latency.machine()}
+    print(_table(found, a, b))
+    if JSON.value:
+        files.write_json(pathlib.Path(JSON.value).expanduser(), found)
+
+
+def _images(models: tuple[Any, Any]) -> tuple[Any, Any, str]:
+    import numpy as np
+
+    from export import comparison
+
+    if IMAGES_FROM.value is None:
+        shape = (IMAGES.value, *comparison.image_shape(models))
+        return np.random.default_rng(0).integers(0, 256, shape, np.uint8), None, "images of random pixels"
+    from gated_resnext.data import Images
+
+    recipe = RECIPES[DATASETS[IMAGES_FROM.value].recipe]
+    images, labels = Images(IMAGES_FROM.value, recipe, DATA_DIR.value).test_batch(IMAGES.value)
+    return images, labels, f"test images of {IMAGES_FROM.value}"
+
+
+def _table(found: dict[str, Any], a: Any, b: Any) -> str:
+    rows = [
+        ("top-1", ["-" if top1 is None else f"{100 * top1:.2f} %" for top1 in found["top1"]]),
+        ("bytes", [f"{size:,}" for size in found["bytes"]]),
+    ]
+    rows += [(f"batch {batch}, ms", [f"{ms:.3f}" for ms in times["ms"]]) for batch, times in found["latency"].items()]
+    ratios = ", ".join(f"{times['ratio']:.2f} at batch {batch}" for batch, times in found["latency"].items())
+    lines = [f"A's time by B's: {ratios}"]
+    lines += [f"same class for {100 * found['agreement']:.2f} % of {found['images']}"]
+    lines += [f"probabilities differ by {found['max_difference']:.1e} at most", ""]
+    for letter, model, logits in zip("AB", (a, b), found["logits"], strict=True):
+        note = ", made probabilities by a softmax" if logits else ""
+        lines.append(f"{letter}: {model.path}\n   {model.reads} -> {model.gives}{note}")
+    lines += ["", f"  {'':14} {'A':>14} {'B':>14}"]
+    return "\n".join([*lines, *(f"  {name:14} {cells[0]:>14} {cells[1]:>14}" for name, cells in rows)])
+
+
+if __name__ == "__main__":
+    errors.run(main)
