@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import tempfile
+import warnings
 from collections.abc import Callable
 
 import flatbuffers
@@ -84,7 +85,14 @@ def _convert(
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[saved_model.SIGNATURE])
         if options is not None:
             options(converter)
-        path.write_bytes(tidied(converter.convert()))
+        path.write_bytes(tidied(converted(converter)))
+
+
+def converted(converter: tf.lite.TFLiteConverter) -> bytes:
+    """What it makes, without its notice that it will measure int8 ranges with another interpreter one day."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*tf.lite.Interpreter is deprecated")
+        return converter.convert()
 
 
 def tidied(content: bytes | bytearray) -> bytes:

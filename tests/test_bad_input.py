@@ -68,6 +68,10 @@ def not_refused(cases, attempt, refusal=UserError):
     return wrong
 
 
+def assert_none(wrong):
+    assert not wrong, "\n".join([f"{len(wrong)} cases:", *(f"{name}: {what}" for name, what in wrong.items())])
+
+
 def named(cases):
     return {f"{number}: {str(case)[:40]!r}": case for number, case in enumerate(cases)}
 
@@ -182,7 +186,7 @@ def test_recipes_of_nonsense_are_refused(scale, tmp_path):
         (tmp_path / "bad.json").write_text(json.dumps(fields))
         recipes.read(str(tmp_path / "bad.json"), scale)
 
-    assert not_refused(BAD_RECIPES, read) == {}
+    assert_none(not_refused(BAD_RECIPES, read))
 
 
 def test_recipes_that_are_no_json_object_are_refused(tmp_path):
@@ -190,16 +194,16 @@ def test_recipes_that_are_no_json_object_are_refused(tmp_path):
         (tmp_path / "bad.json").write_bytes(content)
         recipes.read(str(tmp_path / "bad.json"))
 
-    assert not_refused(NO_OBJECT, read) == {}
+    assert_none(not_refused(NO_OBJECT, read))
 
 
 def test_recipes_that_are_not_there_are_refused(place, monkeypatch):
     monkeypatch.chdir(place)
-    assert not_refused(named(BAD_RECIPE_NAMES), recipes.read) == {}
+    assert_none(not_refused(named(BAD_RECIPE_NAMES), recipes.read))
 
 
 def test_schedules_of_no_or_endless_length_are_refused():
-    assert not_refused(named(BAD_SCALES), lambda scale: recipes.read("cifar", scale)) == {}
+    assert_none(not_refused(named(BAD_SCALES), lambda scale: recipes.read("cifar", scale)))
 
 
 # Architectures
@@ -222,7 +226,7 @@ BAD_ARCHITECTURES = dict(
             "gates": [None, "", "soft", 5, [], {}, True],
             "stem": [None, "", "conv5", 3, [], {}, True],
             "stages": [
-                5, "11", "ab", [], [2], [1, 2], [0, 2], [-1, 3], [1.0, 1.0], [0.5, 1.5], [NAN, 1], [INF, 1], [None, 2],
+                5, "11", "ab", [], [3], [1, 2], [0, 2], [-1, 3], [1.0, 1.0], [0.5, 1.5], [NAN, 1], [INF, 1], [None, 2],
                 ["1", "1"], [[1], [1]], {}, {"1": 1}, True, [True, True],
             ],
             "heads": [8], "Depth": [8], "": [1], "__class__": [None],
@@ -244,15 +248,15 @@ def test_architectures_of_nonsense_are_refused():
     def build(fields):
         Architecture.from_dict(json.loads(json.dumps({"classes": 3, **fields})))
 
-    assert not_refused(cases, build, ValueError) == {}
-    assert not_refused(named(NO_FIELDS), Architecture.from_dict, ValueError) == {}
+    assert_none(not_refused(cases, build, ValueError))
+    assert_none(not_refused(named(NO_FIELDS), Architecture.from_dict, ValueError))
 
 
 def test_architectures_of_nonsense_for_ones_own_images_are_refused(place):
     def run_of(fields):
         own_data.run_of(f"{FOLDER}{place / 'photos'}", fields=json.loads(json.dumps(fields)))
 
-    assert not_refused(BAD_ARCHITECTURES, run_of) == {}
+    assert_none(not_refused(BAD_ARCHITECTURES, run_of))
 
 
 # Wirings
@@ -286,7 +290,7 @@ def test_wirings_of_nonsense_are_refused():
     def build(fields):
         Connectivity.from_dict(json.loads(json.dumps(fields)))
 
-    assert not_refused(BAD_WIRINGS, build, ValueError) == {}
+    assert_none(not_refused(BAD_WIRINGS, build, ValueError))
 
 
 # Cards of the zoo
@@ -349,7 +353,7 @@ def test_cards_of_nonsense_are_refused(zoo_folder, good_card):
     whole = {name: {**card, **changes} for name, changes in BAD_CARDS.items()} | dict(without_each(card))
     del whole["no entry"]
     whole["weights of another network"] = {**card, "weights": {"file": "other.npz", "sha256": other}}
-    assert not_refused(whole, lambda card: published(zoo_folder, card)) == {}
+    assert_none(not_refused(whole, lambda card: published(zoo_folder, card)))
 
 
 def test_cards_that_are_no_json_object_are_refused(zoo_folder):
@@ -357,7 +361,7 @@ def test_cards_that_are_no_json_object_are_refused(zoo_folder):
         (zoo_folder / "cards" / f"{K1}.json").write_bytes(content)
         zoo.load(K1, "published")
 
-    assert not_refused(NO_OBJECT, load) == {}
+    assert_none(not_refused(NO_OBJECT, load))
 
 
 # The description of a run
@@ -391,7 +395,7 @@ def test_runs_of_nonsense_are_refused(tmp_path):
         (tmp_path / "run.json").write_text(json.dumps(fields))
         Run.read(tmp_path)
 
-    assert not_refused(BAD_RUNS, read) == {}
+    assert_none(not_refused(BAD_RUNS, read))
 
 
 def test_runs_that_are_no_json_object_are_refused(tmp_path):
@@ -399,7 +403,7 @@ def test_runs_that_are_no_json_object_are_refused(tmp_path):
         (tmp_path / "run.json").write_bytes(content)
         Run.read(tmp_path)
 
-    assert not_refused(NO_OBJECT, read) == {}
+    assert_none(not_refused(NO_OBJECT, read))
 
 
 # Damaged bytes
@@ -427,7 +431,7 @@ def damaged(whole, number):
         case 3:
             del content[place:]
         case 4:
-            headers = [match.start() for match in re.finditer(rb"PK..|NUMPY", whole)]
+            headers = [match.start() for match in re.finditer(rb"PK..|NUMPY", whole)] or [0]
             content[min(len(whole) - 1, headers[place % len(headers)] + int(rng.integers(120)))] ^= 1 << place % 8
         case 5:
             shapes = [match.start() for match in re.finditer(rb"\d+[,)]", whole[:600])] or [place]
@@ -466,7 +470,7 @@ def wrongly_read(whole, path, numbers, read, expected):
 
 def test_damaged_weights_are_refused_or_the_same(weights_file, tmp_path):
     whole = weights_file.read_bytes()
-    assert wrongly_read(whole, tmp_path / "a.npz", range(DAMAGES), files.read_arrays, ARRAYS) == {}
+    assert_none(wrongly_read(whole, tmp_path / "a.npz", range(DAMAGES), files.read_arrays, ARRAYS))
 
 
 @pytest.mark.parametrize("shape", [b"(1, 17, 40, 7)", b"(3, 17, 40, 5)", b"(2, 17, 40, 7)", b"(3, 16, 40, 7)"])
@@ -504,7 +508,7 @@ def test_damaged_checkpoints_are_skipped_or_the_same(checkpoints, tmp_path):
             wrong[number] = f"step {place.step}, {said}"
         if len(said) > 1 or not all(newest.name in line and "\n" not in line for line in said):
             wrong[number] = f"said {said}"
-    assert wrong == {}
+    assert_none(wrong)
 
 
 @pytest.mark.parametrize("number", range(3, DAMAGES, 12))
@@ -535,7 +539,7 @@ def test_damaged_networks_are_refused_or_the_same(network_file, tmp_path):
     def load(damaged_path):
         return gated_resnext.load(damaged_path).weights_by_name()
 
-    assert wrongly_read(path.read_bytes(), tmp_path / "model.keras", range(NETWORK_DAMAGES), load, weights) == {}
+    assert_none(wrongly_read(path.read_bytes(), tmp_path / "model.keras", range(NETWORK_DAMAGES), load, weights))
 
 
 NO_NETWORK = {
@@ -555,7 +559,7 @@ def test_files_of_another_kind_are_no_network(suffix, weights_file, tmp_path):
         path.write_bytes(content)
         gated_resnext.load(path)
 
-    assert not_refused({**NO_NETWORK, "arrays": weights_file.read_bytes()}, load) == {}
+    assert_none(not_refused({**NO_NETWORK, "arrays": weights_file.read_bytes()}, load))
 
 
 def test_what_lies_beside_a_file_does_not_matter_when_it_is_written(tmp_path):
@@ -685,7 +689,7 @@ SINGLE = {
         "~/nowhere.json",
     ],
     "epochs_scale": ["0", "-1", "nan", "inf", "-inf", "abc", "", "1e308", "1e999", "0,5", "½", "1e-400"],
-    "seed": ["-1", "abc", "1.5", "", "1e3", "nan", str(2**63), "9" * 30],
+    "seed": ["-1", "abc", "1.5", "", "1e3", "nan"],
     "strategy": ["gpu", "", "Auto", "tpu", "multi_worker", "mirrored,tpu"],
     "on_nan": ["go", "", "STOP"],
     "checkpoint_seconds": ["-1", "abc", "", "nan"],
@@ -735,6 +739,7 @@ DEEP = {
     "padding of 10**30": [f"--entry={K1}", "--recipe=padded.json"],
     "test images of 10**30": ["--image_folder=photos", "--recipe=resized.json"],
     "seed of 2**63": [*PHOTOS, f"--seed={2**63}"],
+    "seed of 10**30": [f"--entry={K1}", f"--seed={10**30}"],
     "broken images": ["--image_folder=broken_images", "--recipe=quick.json"],
 }
 
@@ -843,7 +848,7 @@ def test_every_command_ends_in_one_line(reported):
         lines = [line for line in err.splitlines() if line.startswith("error: ")]
         if raised or (status, len(lines)) != (1, 1) or "Traceback" in out + err or len(lines[0]) < 20:
             wrong[name] = raised.strip().splitlines()[-1][:200] if raised else f"status {status}: {err[-200:]}"
-    assert wrong == {}
+    assert_none(wrong)
 
 
 def test_there_are_more_than_a_thousand_cases():

@@ -118,7 +118,7 @@ def test_without_the_extra_it_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "zip"}, "must be one of qat, magnitude, cluster. Received: 'zip'"),
+        ({"method": "zip"}, "must be one of qat, magnitude, cluster. Received: zip"),
         ({"epochs": 0}, "more than 0 epochs. Received: epochs=0"),
         ({"epochs": float("nan")}, "more than 0 epochs. Received: epochs=nan"),
         ({"sparsity": 1.0}, "Received: sparsity=1, clusters=16"),

@@ -1,5 +1,6 @@
 """The export command, and its files in a process that cannot import this project."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -239,3 +240,18 @@ def test_noise_checks_without_the_data_set(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     receipt = files.read_json(tmp_path / "digits_11_4_4_k1" / "1" / "receipt.json")
     assert receipt["top1"] is None and receipt["checked_on"] == "8 images of random pixels"
+
+
+def test_compressed_files_are_checked_and_weighed(trained, digits_dir, tmp_path):
+    flags = (f"--workdir={trained}", f"--output={tmp_path / 'models'}", f"--data_dir={digits_dir}", "--formats=tflite")
+    assert "must be one of qat, magnitude, cluster. Received: zip" in one_line(run(*flags, "--compress=zip"))
+    assert "not with --noise" in one_line(run(*flags, "--compress=qat", "--noise"))
+    assert not (tmp_path / "models").exists()
+    done = run(*flags, "--compress=cluster", "--compress_epochs=0.2", "--clusters=4", "--max_top1_drop=100")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "models" / "digits_11_4_4_k1" / "1"
+    checks = {check["form"]: check for check in files.read_json(folder / "receipt.json")["checks"]}
+    content = (folder / "model_cluster.tflite").read_bytes()
+    assert checks["cluster"]["bytes"] == len(content)
+    assert checks["cluster"]["bytes_gzip"] == len(gzip.compress(content, mtime=0)) < 0.4 * len(content)
+    assert f"in gzip {checks['cluster']['bytes_gzip']:,}" in done.stdout

@@ -48,6 +48,25 @@ def test_an_unfinished_training_or_no_zoo_is_refused(trained, digits_dir, folder
         publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
 
 
+def test_a_recipe_of_ones_own_is_published_or_refused(trained, digits_dir, folder, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "copy")
+    run = files.read_json(workdir / "run.json")
+    files.write_json(workdir / "run.json", {**run, "recipe": {**run["recipe"], "name": "mine"}})
+    try:
+        card = publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
+    except UserError as error:
+        assert "mine" in str(error)
+    else:
+        assert card["recipe"] == "mine"
+
+
+def test_a_network_that_is_not_of_the_zoo_is_refused(trained, digits_dir, folder, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "copy")
+    files.write_json(workdir / "run.json", {**files.read_json(workdir / "run.json"), "entry": "photos_20_4_8_k1"})
+    with pytest.raises(UserError, match="there is no network 'photos_20_4_8_k1' in the zoo"):
+        publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
+
+
 def test_commands(trained, digits_dir, folder, run_python):
     flags = (f"--workdir={trained}", f"--data_dir={digits_dir}", f"--zoo={folder}", "--hardware=2 CPU cores")
     done = run_python("-m", "gated_resnext.publish", *flags)

@@ -6,7 +6,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from gated_resnext.recipes import RECIPES, Phase, Recipe
+from gated_resnext.errors import UserError
+from gated_resnext.recipes import RECIPES, Phase, Recipe, read
 
 # Appendices E.1 to E.3 of the paper, by hand: epochs, rate of the weights, rate of the gates.
 CIFAR_PHASES = [(120, 0.1, 0.2), (100, 0.1, 0.0), (50, 0.01, 0.0), (50, 0.001, 0.0)]
@@ -45,6 +46,13 @@ def test_the_embedded_digits_keep_the_papers_proportions():
     recipe = RECIPES["digits"]
     assert [(5 * p.epochs, p.learning_rate, p.gate_learning_rate) for p in recipe.phases] == CIFAR_PHASES
     assert not recipe.flip, "a mirrored digit is another sign"
+    assert "not in the paper" in recipe.source
+
+
+def test_photographs_of_ones_own_are_trained_as_cifar_on_crops_as_imagenet():
+    recipe = RECIPES["photos"]
+    assert [(p.epochs, p.learning_rate, p.gate_learning_rate) for p in recipe.phases] == CIFAR_PHASES
+    assert (recipe.crop, recipe.batch_size, recipe.flip, recipe.test_resize) == ("resized", 64, True, None)
     assert "not in the paper" in recipe.source
 
 
@@ -161,3 +169,30 @@ def test_a_recipe_survives_json(name):
 def test_other_fields_are_no_recipe(fields):
     with pytest.raises(ValueError):
         Recipe.from_dict(fields)
+
+
+def test_read_by_name_or_from_a_file(tmp_path):
+    assert read("imagenet") is RECIPES["imagenet"]
+    assert read("imagenet", 0.25) == RECIPES["imagenet"].scaled(0.25)
+    path = tmp_path / "mine.json"
+    fields = {"name": "mine", "phases": [{"epochs": 3, "learning_rate": 0.1}], "batch_size": 4, "weight_decay": 0}
+    path.write_text(json.dumps(fields))
+    assert read(str(path)) == Recipe("mine", (Phase(3, 0.1),), 4, 0)
+    assert read(str(path), 2.0).epochs == 6
+    path.write_text(json.dumps(RECIPES["digits"].to_dict()))
+    assert read(str(path)) == RECIPES["digits"]
+
+
+def test_what_cannot_be_read_is_refused(tmp_path):
+    with pytest.raises(UserError, match="recipe must be one of cifar, .*photos or a .json file. Received: 'adam'"):
+        read("adam")
+    with pytest.raises(UserError, match="there is no .*mine.json"):
+        read(str(tmp_path / "mine.json"))
+    (tmp_path / "mine.json").write_text("{")
+    with pytest.raises(UserError, match="mine.json is not a JSON file"):
+        read(str(tmp_path / "mine.json"))
+    (tmp_path / "mine.json").write_text('{"name": "mine"}')
+    with pytest.raises(UserError, match="mine.json is no recipe: .*phases"):
+        read(str(tmp_path / "mine.json"))
+    with pytest.raises(UserError, match="epochs_scale must be above 0"):
+        read("cifar", 0.0)

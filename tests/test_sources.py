@@ -177,7 +177,7 @@ WRONG_FOLDERS = {
     ),
     "other classes in test": (
         lambda folder: filled(folder, "train/a/1.png", "train/b/1.png", "test/c/1.png"),
-        "no image for testing",
+        "no image for testing|'c'",
     ),
 }
 

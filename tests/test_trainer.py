@@ -284,11 +284,11 @@ def uninterrupted(tmp_path_factory, digits_dir):
 @pytest.mark.parametrize(
     "moment, step, done, next_row",
     [
-        ("after_step_9", 9, (1, 1), '{"phase": 1, "round": 2, "st'),
         ("after_step_24", 24, (2, 1), '{"phase": 3, "round": 1, "st'),
         # The row of a round is written before the round's checkpoint.
         ("within_step_28", 28, (2, 1), '{"phase": 3, "round": 1, "step": 33, "loss": 99.0}\n{"phase": 3, "rou'),
     ],
+    ids=["at the end of a phase", "in the middle of a round"],
 )
 def test_resumed_equals_uninterrupted(uninterrupted, digits_dir, tmp_path, capsys, moment, step, done, next_row):
     folder = shutil.copytree(uninterrupted.with_name(moment), tmp_path / "small")
