@@ -78,16 +78,25 @@ class Checkpoints:
         self._written = time.monotonic()
         self._cost_s = self._written - began
 
-    def newest(self, say: Callable[[str], None] = print) -> tuple[Place, dict[str, np.ndarray]] | None:
+    def discard(self, step: int) -> None:
+        """Removes those of this step and later ones."""
+        for number, path in self._found():
+            if number >= step:
+                path.unlink()
+
+    def newest(
+        self, say: Callable[[str], None] = print, below: int | None = None
+    ) -> tuple[Place, dict[str, np.ndarray]] | None:
         """The newest whole one; None where there is none at all.
 
         Args:
             say: is told of each that is damaged and skipped.
+            below: of the steps before this one; None for all.
 
         Raises:
             UserError: if there are some and none is whole.
         """
-        found = sorted(self._found(), reverse=True)
+        found = sorted((row for row in self._found() if below is None or row[0] < below), reverse=True)
         for _, path in found:
             try:
                 state = files.read_arrays(path)

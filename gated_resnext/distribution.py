@@ -53,7 +53,14 @@ def check_together(scope: tf.distribute.Strategy, number: int) -> None:
     """
     if not isinstance(scope, tf.distribute.MultiWorkerMirroredStrategy):
         return
-    found = tf.function(lambda: scope.gather(scope.run(lambda: tf.constant([number])), axis=0))().numpy()
+
+    def here() -> tf.Tensor:
+        return tf.constant([number])
+
+    def everywhere() -> tf.Tensor:
+        return scope.gather(scope.run(here), axis=0)
+
+    found = tf.function(everywhere, autograph=False)().numpy()
     if len(set(found.tolist())) > 1:
         raise UserError(
             f"the workers would begin at the steps {found.tolist()}: --workdir must be one folder that all of them see"
@@ -80,6 +87,7 @@ def _multi_worker() -> tf.distribute.Strategy:
             'multi_worker needs TF_CONFIG; on the first of two workers: {"cluster": {"worker": ["a:2222", "b:2222"]}, '
             '"task": {"type": "worker", "index": 0}}'
         )
+    print(f"Waiting for all {_workers()} workers of TF_CONFIG", flush=True)
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     except (ValueError, KeyError, TypeError, RuntimeError, tf.errors.OpError) as error:

@@ -84,21 +84,28 @@ def train(
             f"the batch of {run.recipe.batch_size} does not divide into {scope.num_replicas_in_sync} replicas"
         )
     folder = pathlib.Path(folder)
-    workdir.check(run, folder)
-    images = Images(run.dataset, run.recipe, data_dir, run.architecture.input_shape)
-    with Termination() as termination, workdir.alone(folder, is_chief(scope)):
-        training = _Training(run, folder, images, scope, sync_batch_norm, on_nan, checkpoint_s, termination)
-        try:
-            return training.run_phases()
-        except tf.errors.UnavailableError as error:
-            raise UserError(
-                f"another worker is gone ({str(error).splitlines()[0][:160]}); started again on all of them, the same "
-                "command goes on from the newest checkpoint"
-            ) from error
+    with Termination() as termination:
+        workdir.check(run, folder)
+        images = Images(run.dataset, run.recipe, data_dir, run.architecture.input_shape)
+        with workdir.alone(folder, is_chief(scope)):
+            training = _Training(run, folder, images, scope, sync_batch_norm, on_nan, checkpoint_s, termination)
+            try:
+                return training.run_phases()
+            except tf.errors.UnavailableError as error:
+                if termination.asked:  # and so was the worker that is gone
+                    raise SystemExit(0) from error
+                raise UserError(
+                    "another worker is gone; started again on all of them, the same command goes on from the newest "
+                    "checkpoint"
+                ) from error
 
 
 class _Diverged(Exception):
-    """The loss is not finite."""
+    """The loss is not finite; `step` is the first whose weights are not to be gone on from."""
+
+    def __init__(self, what: str, step: int) -> None:
+        super().__init__(what)
+        self.step = step
 
 
 class _Training:
@@ -128,6 +135,7 @@ class _Training:
         self.wiring = Connectivity.initial(run.architecture, run.wiring, seed=run.seed)
         self.unused: pruning.Weights = {}
         self.fixed: Loop | None = None
+        self.saved = (-1, -1)
         # Workers meet in iterations of equal number, so their calls must be of equal length: with several, of one step.
         self.several_workers = isinstance(scope, tf.distribute.MultiWorkerMirroredStrategy)
         self.call_steps = 1
@@ -159,7 +167,7 @@ class _Training:
             try:
                 self._run_phase(loop, phase, steps)
             except _Diverged as error:
-                state = self._roll_back(str(error))
+                state = self._roll_back(error)
                 continue
             state = self._state(loop)
             self.place.phase, self.place.round, self.place.rate = self.place.phase + 1, 0, 1.0
@@ -185,9 +193,9 @@ class _Training:
         while place.round < steps.epochs:
             while place.steps < steps.steps:
                 self._some_steps(loop, batches, steps.steps - place.steps, phase)
-                self._stop_if_asked(loop)
                 if self.checkpoints.due():
                     self.save(loop)
+                self._stop_if_asked(loop)
                 self.progress.show(
                     self._round_of(steps),
                     place.steps,
@@ -215,7 +223,8 @@ class _Training:
         if not np.isfinite(scores[-1][0]):
             raise _Diverged(
                 f"the loss is {scores[-1][0]} at step {place.step}, in phase {place.phase + 1} at learning rate "
-                f"{self._rate(phase):g}"
+                f"{self._rate(phase):g}",
+                place.step - 1,  # the weights before this step gave that loss
             )
         if loop.compiled:
             self.progress.stepped(len(scores), spent)
@@ -228,6 +237,12 @@ class _Training:
         place, began = self.place, time.monotonic()
         means = Scores(*place.scores).means()
         tests = self._evaluate(loop).means()
+        if not math.isfinite(tests["loss"]):
+            raise _Diverged(
+                f"the test loss is {tests['loss']} after step {place.step}, in phase {place.phase + 1} at learning "
+                f"rate {self._rate(phase):g}",
+                place.step,
+            )
         spent = time.monotonic() - began
         place.seconds += spent
         self.progress.tested(spent)
@@ -274,9 +289,9 @@ class _Training:
     def _stop_if_asked(self, loop: Loop) -> None:
         if not self.termination.asked:
             return
-        if loop.optimizer is not None:
-            self.save(loop)
         place = self.place
+        if loop.optimizer is not None and self.saved != (place.step, place.round):
+            self.save(loop)
         self.progress.say(f"Saved after step {place.step} of {self.total_steps}; the same command goes on from there")
         raise SystemExit(0)
 
@@ -367,10 +382,11 @@ class _Training:
         self.place.wiring = self.wiring.to_dict() if self.wiring else None
         unused = {f"unused/{name}": value for name, value in self.unused.items()}
         self.checkpoints.write(self.place, {**self._state(loop), **unused})
+        self.saved = self.place.step, self.place.round
 
-    def _restore(self) -> pruning.Weights | None:
+    def _restore(self, below: int | None = None) -> pruning.Weights | None:
         """The state of the newest checkpoint, and this object set to its place; None at the start of a run."""
-        found = self.checkpoints.newest(self.progress.say)
+        found = self.checkpoints.newest(self.progress.say, below)
         state: pruning.Weights | None = None
         if found is not None:
             self.place, state = found
@@ -397,14 +413,16 @@ class _Training:
                 f"{self.images.size}; restore them or choose another --workdir"
             )
 
-    def _roll_back(self, what: str) -> pruning.Weights | None:
-        """The state of the newest checkpoint, from which to go on at half the rate.
+    def _roll_back(self, error: _Diverged) -> pruning.Weights | None:
+        """The state of the newest good checkpoint, from which to go on at half the rate; bad ones are removed.
 
         Raises:
             UserError: if the run is to stop, or that did not help several times.
         """
-        rollbacks, rate = self.place.rollbacks, self.place.rate
-        found = self.checkpoints.newest(self.progress.say)
+        what, rollbacks, rate = str(error), self.place.rollbacks, self.place.rate
+        if self.chief:
+            self.checkpoints.discard(error.step)
+        found = self.checkpoints.newest(self.progress.say, error.step)
         kept = f"the last good checkpoint is that of step {found[0].step}" if found else "there is no checkpoint before"
         if self.on_nan == "stop":
             raise UserError(f"{what}; {kept}. --on_nan=rollback goes on from it at half the rate")
@@ -413,7 +431,9 @@ class _Training:
         phase = self.place.phase
         self.place, self.unused = Place(images=self.images.size), {}
         self.wiring = Connectivity.initial(self.run.architecture, self.run.wiring, seed=self.run.seed)
-        state = self._restore()
+        state = self._restore(error.step)
+        if self.wiring is None:
+            self.fixed = None
         self.place.rollbacks, self.place.rate = rollbacks + 1, rate / 2 if self.place.phase == phase else 1.0
         self.progress.say(f"Rolled back: {what}; on from step {self.place.step} at half the rate")
         return state

@@ -721,7 +721,6 @@ DATASETS += ["optical_digits:9.9.9", "optical_digits/config", "x" * 300, "größ
 TF_CONFIGS = ["{", "[]", "null", "5", '"x"', '{"cluster": 5}', '{"cluster": []}', '{"cluster": {"worker": 5}}']
 TF_CONFIGS += ['{"cluster": null}', "\x00x"[1:], '{"cluster": {"chief": true}}']
 RESULTS = {
-    "no entry": {"connectivity": None},
     "no connectivity": {"entry": K1},
     "a list": [],
     "null": None,
@@ -730,7 +729,6 @@ RESULTS = {
     "no wiring": {"entry": K1, "connectivity": {"first": 2}},
     "endless wiring": {"entry": K1, "connectivity": {"first": INF, "sources": []}},
     "text for a wiring": {"entry": K1, "connectivity": "full"},
-    "a number for a name": {"entry": 5, "connectivity": None},
 }
 # In the network, where the numbers are good ones but no machine has the memory or no library the type.
 DEEP = {
@@ -851,11 +849,11 @@ def test_every_command_ends_in_one_line(reported):
     assert_none(wrong)
 
 
-def test_there_are_more_than_a_thousand_cases():
+def test_there_are_1400_cases():
     tables = [
         *(2 * [BAD_RECIPES]), BAD_RECIPE_NAMES, BAD_SCALES, *(2 * [BAD_ARCHITECTURES]), NO_FIELDS, BAD_WIRINGS,
         BAD_CARDS, BAD_RUNS, *(3 * [NO_OBJECT]), *(2 * [range(DAMAGES)]), range(NETWORK_DAMAGES),
         *(4 * [NO_NETWORK]), range(PICTURES), COMMANDS,
     ]  # fmt: skip
-    assert sum(map(len, tables)) >= 1000
-    assert len(COMMANDS) >= 150
+    assert sum(map(len, tables)) >= 1400
+    assert len(COMMANDS) >= 200

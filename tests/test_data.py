@@ -468,7 +468,7 @@ def test_the_shards_of_a_batch_are_the_whole_batch_in_order(colours, kind, divis
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@hypothesis.settings(deadline=None, max_examples=8)
+@hypothesis.settings(deadline=None, max_examples=5)
 @hypothesis.example(division=(12, 1))
 @hypothesis.example(division=(2, 3))
 @hypothesis.given(division=divisions)

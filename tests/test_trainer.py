@@ -519,6 +519,22 @@ def test_rolling_back_where_there_is_no_checkpoint_begins_again(digits_dir, tmp_
     assert [row["learning_rate"] for row in rows(tmp_path / "small")] == [0.005]
 
 
+def test_a_checkpoint_of_broken_weights_is_not_gone_on_from(digits_dir, tmp_path, monkeypatch):
+    # The first step's loss is finite, the weights after it are not.
+    monkeypatch.setattr("gated_resnext.checkpoints.PARTS", 0)
+    monkeypatch.setattr(trainer, "CALL_S", 0)
+    run, folder = small_run((1, 1e38)), tmp_path / "small"
+    with pytest.raises(UserError, match=r"the loss is .* at step 2, in phase 1 .*; there is no checkpoint before"):
+        trainer.train(run, folder, data_dir=digits_dir, checkpoint_s=0)
+    assert not list((folder / "checkpoints").glob("step*"))
+
+
+def test_weights_that_the_last_step_broke_are_no_result(digits_dir, tmp_path):
+    with pytest.raises(UserError, match=r"the test loss is nan after step 1, in phase 1 at learning rate 1e\+38; there"):
+        trainer.train(small_run((1 / 11, 1e38)), tmp_path / "small", data_dir=digits_dir)
+    assert not (tmp_path / "small" / "result.json").exists() and not (tmp_path / "small" / "metrics.jsonl").exists()
+
+
 def test_what_a_divergence_does_is_one_of_two(digits_dir, tmp_path):
     with pytest.raises(UserError, match="on_nan must be one of stop, rollback. Received: 'ignore'"):
         trainer.train(small_run((1, 0.1)), tmp_path / "small", data_dir=digits_dir, on_nan="ignore")
