@@ -58,7 +58,7 @@ def _measured(name: str) -> dict[str, Any]:
     from export.counts import graph_counts
     from gated_resnext import GatedResNeXt
 
-    model, wiring = _network(name)
+    model, wiring = network(name)
     arch = model.architecture
     resnext = compact(GatedResNeXt(arch.replace(aggregation="shared", fan_in=arch.cardinality), seed=0))
     small = compact(model)
@@ -81,7 +81,7 @@ def _measured(name: str) -> dict[str, Any]:
     return {"name": name, "wiring": wiring, "blocks": blocks, "counts": counts, "bytes": sizes, "ms": times}
 
 
-def _network(name: str) -> tuple[Any, str]:
+def network(name: str) -> tuple[Any, str]:
     """The network, all its blocks in it, and where its wiring is from."""
     from gated_resnext import Connectivity, GatedResNeXt, zoo
 
