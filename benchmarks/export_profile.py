@@ -16,23 +16,22 @@ from typing import Any
 
 from absl import flags
 
+from benchmarks import export_latency as latency_of
 from gated_resnext import errors
 
 ENTRY = flags.DEFINE_string("entry", "cifar10_20_4_8_k1", "Network of the zoo.")
 BATCH = flags.DEFINE_integer("batch", 64, "Images of a call.", lower_bound=1)
-ROUNDS = flags.DEFINE_integer("rounds", 9, "Calls of each.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
     del argv
     import numpy as np
 
-    from benchmarks.export_latency import network
     from export import saved_model
     from export.compact import compact
     from gated_resnext import GatedResNeXt
 
-    model, wiring = network(ENTRY.value)
+    model, wiring = latency_of.network(ENTRY.value)
     arch = model.architecture
     resnext = GatedResNeXt(arch.replace(aggregation="shared", fan_in=arch.cardinality), seed=0)
     pixels = np.random.default_rng(0).integers(0, 256, (BATCH.value, *arch.input_shape), np.uint8)
@@ -42,7 +41,7 @@ def main(argv: list[str]) -> None:
             path = pathlib.Path(folder) / name
             saved_model.write(compact(network_), path)
             calls[name] = _traced(path, pixels)
-        rounds = [{name: call() for name, call in calls.items()} for _ in range(ROUNDS.value + 2)][2:]
+        rounds = [{name: call() for name, call in calls.items()} for _ in range(latency_of.ROUNDS.value + 2)][2:]
     kinds = sorted({kind for taken in rounds for ops in taken.values() for kind in ops})
     print(f"{ENTRY.value} ({wiring} wiring), batch {BATCH.value}, one thread\n")
     print("| operation | compact: ms | number | resnext: ms | number |\n|---|---|---|---|---|")
@@ -75,8 +74,8 @@ def _traced(path: pathlib.Path, pixels: Any) -> Any:
     def call() -> dict[str, tuple[float, int]]:
         metadata = v1.RunMetadata()
         session.run(fetch, feed, options, metadata)
-        ms: dict[str, float] = collections.Counter()
-        number: dict[str, int] = collections.Counter()
+        ms: dict[str, float] = collections.defaultdict(float)
+        number: dict[str, int] = collections.defaultdict(int)
         for node in (node for device in metadata.step_stats.dev_stats for node in device.node_stats):
             kind = node.timeline_label.split(" = ")[-1].split("(")[0].lstrip("_") or node.node_name
             ms[kind] += node.op_end_rel_micros / 1000

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 AGGREGATIONS = ("mean", "sum", "shared")
 GATES = ("binary", "real")
 STEMS = ("conv3", "conv3_pool", "conv7_pool")
+MOST = 100_000  # beyond it a number is a mistake
 IMAGENET_STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 
 
@@ -104,6 +105,8 @@ class Architecture:
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{field} must be a whole number of at least 1. Received: {field}={value!r}")
+            if value > MOST:
+                raise ValueError(f"{field} must be at most {MOST:,}. Received: {field}={value:.3g}")
         if self.depth < 5 or (self.depth - 2) % 3:
             raise ValueError(
                 f"depth must be 2 + 3M for M modules (5, 8, 11, ..., 20, 29, 50, 101). Received: depth={self.depth}"
@@ -122,7 +125,7 @@ class Architecture:
                 f"{self.cardinality}. Received: fan_in={self.fan_in}"
             )
         shape = tuple(self.input_shape)
-        if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+        if len(shape) != 3 or not all(type(n) is int and 0 < n <= MOST for n in shape):
             raise ValueError(f"input_shape must be (height, width, channels). Received: {self.input_shape!r}")
         object.__setattr__(self, "input_shape", shape)
         if self.stages is None:
@@ -133,7 +136,8 @@ class Architecture:
                 )
             object.__setattr__(self, "stages", (self.modules // 3,) * 3)
         stages = tuple(self.stages or ())
-        if not stages or min(stages) < 1 or sum(stages) != self.modules:
+        whole = all(type(count) is int for count in stages)
+        if not stages or not whole or min(stages) < 1 or sum(stages) != self.modules:
             raise ValueError(f"stages must sum to the {self.modules} modules of depth {self.depth}. Received: {stages}")
         object.__setattr__(self, "stages", stages)
 

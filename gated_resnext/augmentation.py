@@ -79,4 +79,5 @@ def random_resized_crop(
     image = tf.image.resize(tf.slice(image, begin, size), shape[:2], antialias=True)
     if flip:
         image = tf.image.stateless_random_flip_left_right(image, key + 1)
+    image = tf.ensure_shape(image, shape)
     return tf.cast(tf.clip_by_value(tf.round(image), 0.0, 255.0), tf.uint8)

@@ -36,7 +36,7 @@ class Place:
         seconds: spent so far.
         rate: factor of the phase's learning rate, below 1 after a rollback.
         rollbacks: so far.
-        images: size of the training set.
+        images: digest of what is trained and tested on.
         wiring: as a dict; None while it is learned.
     """
 
@@ -48,7 +48,7 @@ class Place:
     seconds: float = 0.0
     rate: float = 1.0
     rollbacks: int = 0
-    images: int = 0
+    images: str = ""
     wiring: dict[str, Any] | None = None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,8 +47,9 @@ class Connectivity:
 
     def __post_init__(self) -> None:
         try:
-            first = int(self.first)
-            sources = tuple(tuple(tuple(sorted(map(int, block))) for block in module) for module in self.sources)
+            first = operator.index(self.first)
+            whole = operator.index
+            sources = tuple(tuple(tuple(sorted(map(whole, block))) for block in module) for module in self.sources)
         except (TypeError, ValueError):
             raise ValueError(
                 f"a wiring is a list of modules of blocks of whole numbers. Received: {self.sources!r}"

@@ -90,6 +90,8 @@ class Images:
         wanted = "resized" if self.source.streamed else "pad"
         if recipe.crop != wanted:
             raise UserError(f"{name} is trained on crops of the kind {wanted!r}. Received: a recipe of {recipe.crop!r}")
+        if self.source.streamed and self.input_shape[2] not in (1, 3):
+            raise UserError(f"photographs have 3 channels, or 1 if grey. Received: an input of {self.input_shape}")
         if not self.source.streamed and not self._fits():
             raise UserError(
                 f"the images of {name} are {self.source.image_shape}, too small or of other channels for a network "
@@ -190,12 +192,12 @@ class Images:
 
     def test_batch(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The first `count` test images and their labels, as arrays."""
-        images, labels = next(iter(self.test(count)))
+        images, labels = next(iter(self.test(min(count, len(self)))))
         return images.numpy(), labels.numpy()
 
     def samples(self, count: int) -> np.ndarray:
         """The first `count` training images, cropped as test images are."""
-        images, _ = next(iter(self._plain("train").batch(count)))
+        images, _ = next(iter(self._plain("train").batch(min(count, self.size))))
         return images.numpy()
 
     def pictures(self, count: int) -> list[bytes]:

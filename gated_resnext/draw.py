@@ -27,18 +27,22 @@ def main(argv: list[str]) -> None:
             "give one of --workdir=FOLDER (a training of yours) and --entry=NAME (published weights)"
         )
     if ENTRY.value:
-        name, card = ENTRY.value, zoo.card(ENTRY.value)
-        if card is None:
+        name, arch, found = ENTRY.value, zoo.architecture(ENTRY.value), zoo.card(ENTRY.value)
+        if found is None:
             raise errors.UserError(
                 f"{name} has no published weights; train it: python -m gated_resnext.train --entry={name}"
             )
-        arch, fields = zoo.architecture(name), card["connectivity"]
     else:
         workdir = pathlib.Path(WORKDIR.value).expanduser()
-        result = files.read_json(workdir / "result.json")
-        name, arch, fields = result["entry"], Run.read(workdir).architecture, result["connectivity"]
+        run = Run.read(workdir)
+        name, arch, found = run.entry, run.architecture, files.read_json(workdir / "result.json")
     full = Connectivity.full(arch.modules, arch.cardinality)
-    learned = Connectivity.from_dict(fields) if fields else full
+    try:
+        learned = Connectivity.from_dict(found["connectivity"]) if found["connectivity"] else full
+        if len(learned.blocks) != arch.modules:
+            raise ValueError(f"{len(learned.blocks)} modules instead of {arch.modules}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise errors.UserError(f"{ENTRY.value or WORKDIR.value} holds no wiring of {name}: {error}") from None
     path = pathlib.Path(OUTPUT.value).expanduser()
     with files.replacing(path) as temporary:
         temporary.write_text(wiring_svg([("full (ResNeXt)", full), (name, learned)]), encoding="utf-8")

@@ -28,7 +28,11 @@ def run(main: Callable[[list[str]], Any]) -> None:
             return _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
         except KeyboardInterrupt:
             return _fail("interrupted; the same command starts again or goes on where it stopped")
+        except MemoryError:
+            return _fail("out of memory: choose a smaller network or batch")
         except Exception as error:  # TensorFlow writes files too, and has errors of its own for them
+            if type(error).__name__ == "ResourceExhaustedError":
+                return _fail(f"out of memory: choose a smaller network or batch ({str(error).splitlines()[0]})")
             if os.strerror(errno.ENOSPC) not in str(error):
                 raise
             return _fail(str(error))

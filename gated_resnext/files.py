@@ -136,7 +136,7 @@ def read_json(path: Path) -> Any:
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"there is no {path}") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file that can be read: {error}") from None
 
 
@@ -171,6 +171,8 @@ def read_arrays(path: Path, *, digest: str | None = None) -> dict[str, np.ndarra
             with np.load(file, allow_pickle=False) as archive:
                 if len(archive.files) != members:
                     raise zipfile.BadZipFile("members are missing")
+                if broken := archive.zip.testzip():  # numpy reads as far as a header says, and then checks nothing
+                    raise zipfile.BadZipFile(f"{broken} has another checksum")
                 return {name: archive[name] for name in archive.files}
     except (RuntimeError, zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError, NotImplementedError) as error:
         raise UserError(f"{path} is damaged and cannot be read ({error}); delete it or fetch it again") from None

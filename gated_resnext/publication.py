@@ -36,6 +36,8 @@ def publish(
         UserError: if the training has not ended, or the folder is no zoo.
     """
     run = Run.read(workdir)
+    if run.recipe.name not in RECIPES:
+        raise UserError(f"the zoo holds runs of {', '.join(RECIPES)} alone. Received: the recipe {run.recipe.name!r}")
     if not (workdir / "result.json").is_file():
         raise UserError(f"{workdir} has no result.json: its training has not ended")
     if not (folder / "entries.py").is_file():

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from typing import Any, Literal, NamedTuple
 
 from gated_resnext import files
 from gated_resnext.errors import UserError
+
+# Beyond these a number is a mistake: epochs, images and pixels; rates.
+MOST, MOST_RATE = 10**9, 1e38
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Recipe:
             raise ValueError("a recipe needs at least one phase")
         for number, phase in enumerate(phases, start=1):
             rates = phase.learning_rate, phase.gate_learning_rate
-            if not (0 < phase.epochs < math.inf and all(0 <= rate < math.inf for rate in rates)):
+            if not (0 < phase.epochs <= MOST and all(0 <= rate <= MOST_RATE for rate in rates)):
                 raise ValueError(f"phase {number} needs epochs > 0 and rates >= 0. Received: {phase}")
         learned = [phase.gate_learning_rate > 0 for phase in phases]
         if learned != sorted(learned, reverse=True):
@@ -76,8 +80,9 @@ class Recipe:
                 raise ValueError(f"{field} must be a whole number. Received: {field}={value!r}")
         if not isinstance(self.name, str) or not isinstance(self.source, str) or not isinstance(self.flip, bool):
             raise ValueError("name and source must be text, flip true or false")
-        in_range = self.batch_size >= 1 and self.pad >= 0 and (self.test_resize is None or self.test_resize >= 1)
-        if not (in_range and 0 <= self.weight_decay < math.inf and 0 <= self.momentum < 1):
+        in_range = 1 <= self.batch_size <= MOST and 0 <= self.pad <= MOST
+        in_range = in_range and (self.test_resize is None or 1 <= self.test_resize <= MOST)
+        if not (in_range and 0 <= self.weight_decay <= MOST_RATE and 0 <= self.momentum < 1):
             raise ValueError(f"recipe {self.name!r} has a batch size, decay, padding or momentum out of range")
         if self.crop not in ("pad", "resized"):
             raise ValueError(f"crop must be 'pad' or 'resized'. Received: crop={self.crop!r}")
@@ -194,12 +199,11 @@ def read(name: str, epochs_scale: float = 1.0) -> Recipe:
     """
     if not 0 < epochs_scale < math.inf:
         raise UserError(f"epochs_scale must be above 0. Received: {epochs_scale}")
-    if name in RECIPES:
-        return RECIPES[name].scaled(epochs_scale)
-    if not name.endswith(".json"):
+    if name not in RECIPES and not name.endswith(".json"):
         raise UserError(f"recipe must be one of {', '.join(RECIPES)} or a .json file. Received: {name!r}")
     try:
-        return Recipe.from_dict(files.read_json(name)).scaled(epochs_scale)
+        recipe = RECIPES.get(name) or Recipe.from_dict(files.read_json(os.path.expanduser(name)))
+        return recipe.scaled(epochs_scale)
     except UserError:
         raise
     except ValueError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import hashlib
 import os
 import pathlib
 import shutil
@@ -93,6 +94,10 @@ class TfdsSource:
         self.image_shape: tuple[int, ...] = builder.info.features["image"].shape
         self.sizes = {split: int(builder.info.splits[name].num_examples) for split, name in self.splits.items()}
 
+    def digest(self) -> str:
+        """Tells other images apart, as far as tensorflow-datasets does."""
+        return f"{self.builder.info.full_name}, {self.sizes}"
+
     @classmethod
     def of_any(cls, info: DatasetInfo, builder: Any) -> TfdsSource:
         """A data set that no table knows: its shape and splits are read off tfds' description."""
@@ -101,12 +106,15 @@ class TfdsSource:
         features, splits = builder.info.features, builder.info.splits
         if not (
             isinstance(features, tfds.features.FeaturesDict)
-            and isinstance(features.get("image"), tfds.features.Image)
-            and isinstance(features.get("label"), tfds.features.ClassLabel)
+            and {"image", "label"} <= set(features)
+            and isinstance(features["image"], tfds.features.Image)
+            and isinstance(features["label"], tfds.features.ClassLabel)
         ):
             raise UserError(
                 f"{info.name} has no `image` with a class `label`. Received: {features!r}".replace("\n", " ")
             )
+        if features["image"].np_dtype != np.uint8:
+            raise UserError(f"the images of {info.name} must be uint8. Received: {features['image'].np_dtype}")
         if "train" not in splits:
             raise UserError(f"{info.name} has no split `train`. Received: {', '.join(splits)}")
         shape = features["image"].shape
@@ -144,6 +152,7 @@ class TfdsSource:
         encoded = self.in_order("train")
 
         def epoch_of(epoch: tf.Tensor) -> tf.data.Dataset:
+            tf.random.set_seed(87654321)  # of this graph: else the program's own seed would be part of the order
             shuffled = encoded.shuffle(SHUFFLE_BUFFER, seed=tf.cast(seed, tf.int64) * 100_003 + epoch)
             return shuffled.take(per_epoch).enumerate(epoch * per_epoch)
 
@@ -184,6 +193,11 @@ class FolderSource:
                 f"{roots['train']} must have a sub-folder for each of two classes or more. Received: "
                 f"{', '.join(self.labels) or 'none'}"
             )
+        if test is not None and whole:
+            unknown = sorted(e.name for e in roots["test"].iterdir() if e.is_dir() and not e.name.startswith("."))
+            unknown = [name for name in unknown if name not in self.labels]
+            if unknown:
+                raise UserError(f"{roots['test']} has a class that {roots['train']} has not: {unknown[0]!r}")
         self.files = {split: self._rows(root) for split, root in roots.items()}
         if "test" not in self.files:
             self.files = self._divided(self.files["train"])
@@ -209,7 +223,9 @@ class FolderSource:
             (path, number)
             for number, label in enumerate(self.labels)
             for path in sorted((root / label).rglob("*"))
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+            if path.suffix.lower() in SUFFIXES
+            and not any(part.startswith(".") for part in path.relative_to(root).parts)
+            and path.is_file()
         ]
 
     def _divided(self, rows: Sequence[tuple[pathlib.Path, int]]) -> dict[str, list[tuple[pathlib.Path, int]]]:
@@ -245,6 +261,11 @@ class FolderSource:
         paths, labels = zip(*self.files[split], strict=True)
         return tf.constant([os.fsencode(path) for path in paths]), tf.constant(labels, tf.int32)
 
+    def digest(self) -> str:
+        """Tells apart folders with other files, by their names."""
+        names = [(split, str(path.relative_to(self.path))) for split, rows in self.files.items() for path, _ in rows]
+        return hashlib.sha256(repr(names).encode("utf-8", "surrogateescape")).hexdigest()
+
     def check(self) -> None:
         """Decodes every image once, so that a broken one is named before the training and not hours into it.
 
@@ -261,6 +282,17 @@ class FolderSource:
 
 def _decodes(path: pathlib.Path) -> bool:
     try:
-        return bool(tf.size(preprocessing.decode(tf.constant(path.read_bytes()))) > 0)
+        content = path.read_bytes()
+        return not _has_colour_palette(content) and bool(tf.size(preprocessing.decode(tf.constant(content))) > 0)
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.ResourceExhaustedError, OSError):
         return False
+
+
+def _has_colour_palette(content: bytes) -> bool:
+    """Whether it is a BMP whose bytes are numbers of colours: TensorFlow takes them for grey levels."""
+    if content[:2] != b"BM" or len(content) < 30 or int.from_bytes(content[28:30], "little") > 8:
+        return False
+    begin, end = 14 + int.from_bytes(content[14:18], "little"), int.from_bytes(content[10:14], "little")
+    table = content[begin:end]
+    palette = np.frombuffer(table[: len(table) // 4 * 4], np.uint8).reshape(-1, 4)[:, :3]
+    return not np.array_equal(palette, np.arange(256, dtype=np.uint8)[: len(palette), None].repeat(3, 1))

@@ -37,7 +37,7 @@ RECIPE = flags.DEFINE_string(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/<network>.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, draws, shuffling and augmentation.", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, draws, shuffling and augmentation.", 0, 2**63 - 1)
 EPOCHS_SCALE = flags.DEFINE_float("epochs_scale", 1.0, "Makes every phase longer or shorter, in proportion.")
 STRATEGY = flags.DEFINE_string("strategy", "auto", "auto, one_device, mirrored, multi_worker or tpu.")
 SYNC_BATCH_NORM = flags.DEFINE_bool("sync_batch_norm", False, "Batch norm counts the images of all replicas.")
@@ -47,12 +47,17 @@ CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Work that may
 
 def main(argv: list[str]) -> None:
     del argv
+    for flag in (ENTRY, DATASET, IMAGE_FOLDER, ARCHITECTURE, RECIPE, WORKDIR):
+        if flag.value is not None and not flag.value.strip():
+            raise errors.UserError(f"--{flag.name} is empty: give it a value or leave it out")
     run = None if DATASET.value or IMAGE_FOLDER.value else _run_of_the_zoo()
 
     from gated_resnext import distribution, trainer
 
     scope = distribution.strategy(STRATEGY.value)
     run = run or _run_of_own_data()
+    if not CHECKPOINT_SECONDS.value >= 0:
+        raise errors.UserError(f"checkpoint_seconds must be 0 or more. Received: {CHECKPOINT_SECONDS.value}")
     folder = pathlib.Path(WORKDIR.value or f"runs/{run.entry}").expanduser()
     result = trainer.train(
         run,
@@ -105,14 +110,16 @@ def _run_of_own_data() -> workdir.Run:
 
 def _fields(text: str | None) -> dict[str, Any]:
     """The object of --architecture, which is JSON or the path of a file with it."""
-    if not text:
+    if text is None:
         return {}
     try:
         fields = files.read_json(text) if text.endswith(".json") else json.loads(text)
-    except json.JSONDecodeError as error:
-        raise errors.UserError(f"--architecture is no JSON ({error}). Received: {text!r}") from None
+    except errors.UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise errors.UserError(f"--architecture is no JSON ({error}). Received: {text[:100]!r}") from None
     if not isinstance(fields, dict):
-        raise errors.UserError(f'--architecture must be like {{"depth": 29, "fan_in": 2}}. Received: {text!r}')
+        raise errors.UserError(f'--architecture must be like {{"depth": 29, "fan_in": 2}}. Received: {text[:100]!r}')
     return fields
 
 

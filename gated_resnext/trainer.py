@@ -131,7 +131,7 @@ class _Training:
         _keep_freed_memory()
         self.checkpoints = Checkpoints(folder / "checkpoints", checkpoint_s)
         self.schedule: tuple[Steps, ...] = run.recipe.steps(images.steps_per_epoch)
-        self.place = Place(images=images.size)
+        self.place = Place(images=images.source.digest())
         self.wiring = Connectivity.initial(run.architecture, run.wiring, seed=run.seed)
         self.unused: pruning.Weights = {}
         self.fixed: Loop | None = None
@@ -407,10 +407,9 @@ class _Training:
             raise UserError(
                 f"the checkpoints in {self.checkpoints.folder} are of another run; choose another --workdir"
             )
-        if place.images != self.images.size:
+        if place.images != self.images.source.digest():
             raise UserError(
-                f"the run began with {place.images} training images of {self.run.dataset}, now there are "
-                f"{self.images.size}; restore them or choose another --workdir"
+                f"the run began with other images of {self.run.dataset}; restore them or choose another --workdir"
             )
 
     def _roll_back(self, error: _Diverged) -> pruning.Weights | None:
@@ -429,7 +428,7 @@ class _Training:
         if rollbacks == MOST_ROLLBACKS:
             raise UserError(f"{what}, after {rollbacks} rollbacks; {kept}. Lower the rates in a recipe of your own")
         phase = self.place.phase
-        self.place, self.unused = Place(images=self.images.size), {}
+        self.place, self.unused = Place(images=self.images.source.digest()), {}
         self.wiring = Connectivity.initial(self.run.architecture, self.run.wiring, seed=self.run.seed)
         state = self._restore(error.step)
         if self.wiring is None:

@@ -20,6 +20,8 @@ from gated_resnext.architecture import Architecture
 from gated_resnext.errors import UserError
 from gated_resnext.recipes import Recipe
 
+WIRINGS = ("learned", "random", "full")
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -71,7 +73,11 @@ class Run:
         fields = files.read_json(path)
         try:
             shape, recipe = Architecture.from_dict(fields["architecture"]), Recipe.from_dict(fields["recipe"])
-            return cls(fields["entry"], shape, fields["wiring"], fields["dataset"], recipe, int(fields["seed"]))
+            run = cls(fields["entry"], shape, fields["wiring"], fields["dataset"], recipe, fields["seed"])
+            named = isinstance(run.entry, str) and run.entry and "/" not in run.entry and isinstance(run.dataset, str)
+            if not named or run.wiring not in WIRINGS or type(run.seed) is not int or not 0 <= run.seed < 2**63:
+                raise ValueError("entry, dataset, wiring or seed is not what it should be")
+            return run
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} does not describe a run: {error}") from None
 

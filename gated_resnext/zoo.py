@@ -83,7 +83,12 @@ def card(name: str) -> dict[str, Any] | None:
     """What this project measured of an entry; None where nothing is published."""
     entry(name)
     path = FOLDER / "cards" / f"{name}.json"
-    return files.read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    fields = files.read_json(path)
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} is no card; fetch it again")
+    return fields
 
 
 def load(
@@ -118,16 +123,23 @@ def load(
 
     shape, published = architecture(name), card(name)
     wiring: Connectivity | None = None
-    arrays = None
     if weights == "published" and published is None:
         raise UserError(
             f"there are no published weights of {name}; train them: python -m gated_resnext.train --entry={name}"
         )
     if weights in ("auto", "published") and published is not None:
-        stored = published["weights"]
-        arrays = files.read_arrays(FOLDER / "weights" / stored["file"], digest=stored["sha256"])
-        wiring = Connectivity.from_dict(published["connectivity"]) if published["connectivity"] else None
-    elif entry(name).wiring == "random":
+        try:
+            stored = published["weights"]
+            arrays = files.read_arrays(FOLDER / "weights" / stored["file"], digest=str(stored["sha256"]))
+            wiring = Connectivity.from_dict(published["connectivity"]) if published["connectivity"] else None
+            model = GatedResNeXt(shape, wiring, classifier_activation, seed=seed, name=name)
+            model.assign_by_name(arrays)
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"the card or the weights of {name} are damaged ({error}); fetch them again") from None
+        return model
+    if entry(name).wiring == "random":
         wiring = Connectivity.random(shape.modules, shape.cardinality, shape.fan_in, seed=seed or 0)
     if weights == "auto" and published is None:
         warnings.warn(
@@ -136,9 +148,7 @@ def load(
             stacklevel=2,
         )
     model = GatedResNeXt(shape, wiring, classifier_activation, seed=seed, name=name)
-    if arrays is not None:
-        model.assign_by_name(arrays)
-    elif weights not in ("auto", None):
+    if weights not in ("auto", None):
         model = _read_weights(model, pathlib.Path(weights))  # type: ignore[arg-type]
     return model
 
