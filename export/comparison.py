@@ -157,7 +157,7 @@ def _saved_model(path: pathlib.Path, white: float) -> Opened:
         raise UserError(f"{path} has no signature {saved_model.SIGNATURE}. It has: {', '.join(signatures) or 'none'}")
     serve = signatures[saved_model.SIGNATURE]
     given = _image(path, [_declared(name, spec) for name, spec in serve.structured_input_signature[1].items()])
-    answer = _classes(path, [_declared(name, spec) for name, spec in serve.structured_outputs.items()])
+    answer = _classes(path, [_declared(name, spec) for name, spec in sorted(serve.structured_outputs.items())])
 
     def run(images: np.ndarray) -> np.ndarray:
         return serve(**{given.name: tf.constant(_pixels(images, given.dtype, white))})[answer.name].numpy()

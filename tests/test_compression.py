@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
+from test_compact import shaken
 
 from export import compression, tflite
 from export.compact import compact
@@ -13,7 +14,6 @@ from gated_resnext import Architecture, Connectivity, GatedResNeXt, zoo
 from gated_resnext.data import Images
 from gated_resnext.errors import UserError
 from gated_resnext.recipes import RECIPES
-from tests.test_compact import shaken
 
 # All that a twin can meet: a group of two, a sum of three, a shortcut called twice, a weighted mean.
 ARCH = Architecture(11, 2, 3, 1, 10, (8, 8, 1), stem_filters=4, filters=8)

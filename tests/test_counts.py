@@ -10,12 +10,12 @@ from ai_edge_litert import schema_py_generated as schema
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+from test_compact import shaken, wirings
 
 from export import saved_model, tflite
 from export.compact import compact
 from export.counts import Counts, compact_counts, graph_counts
 from gated_resnext import Architecture, Connectivity, GatedResNeXt
-from tests.test_compact import shaken, wirings
 
 STEMS = ("conv3", "conv3_pool", "conv7_pool")
 

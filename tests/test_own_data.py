@@ -251,7 +251,7 @@ def test_the_command_says_so_in_one_line(copied, run_python, tmp_path):
     done = command(run_python, "digits", "run", "quick.json", tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "220 training images" in line and "219" in line and line.endswith("choose another --workdir")
+    assert "began with other images of folder:" in line and line.endswith("choose another --workdir")
 
 
 def test_a_broken_image_is_named_before_the_training(copied, run_python, tmp_path):

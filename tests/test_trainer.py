@@ -402,8 +402,8 @@ DAMAGES = {
     "no place": (lambda path: rewritten(path, lambda arrays: arrays.pop("place")), NONE_WHOLE),
     "no phase": (lambda path: displaced(path, phase=9), "are of another run; choose another --workdir"),
     "other images": (
-        lambda path: displaced(path, images=1436),
-        "began with 1436 training images of optical_digits, now there are 1437; restore them",
+        lambda path: displaced(path, images="of another data set"),
+        "began with other images of optical_digits; restore them or choose another --workdir",
     ),
     "a weight less": (lambda path: rewritten(path, lambda arrays: arrays.pop("classifier/kernel")), OF_ANOTHER),
     "another shape": (
