@@ -1,6 +1,6 @@
 """Compares two networks on disk: classes, probabilities, top-1, bytes and latency, side by side.
 
-    python -m export.compare --saved_model=serving/old --saved_model=models/cifar10_20_4_8_k1/saved_model
+    python -m export.compare --saved_model=serving/old --saved_model=models/cifar10_20_4_8_k1/1
     python -m export.compare --saved_model=old.tflite --saved_model=new.tflite --images_from=cifar10
 
 Each is a SavedModel folder or a .tflite file, ours or not, that takes images (uint8, or float32 with --white) and gives
