@@ -22,6 +22,7 @@ from gated_resnext.workdir import Run
 
 if TYPE_CHECKING:
     from export.shipping import Probe
+    from gated_resnext.data import Images
     from gated_resnext.preprocessing import Preprocessing
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training.")
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
         model = zoo.load(name, "published")
     else:
         model = gated_resnext.load(pathlib.Path(WORKDIR.value).expanduser() / "model.keras")
-    probe, preprocessing, labels = _probe(dataset, recipe, model.input_shape[1:])
+    probe, preprocessing, images = _probe(dataset, recipe, model.input_shape[1:])
     shipped = shipping.ship(
         model,
         pathlib.Path(OUTPUT.value).expanduser() / name,
@@ -76,8 +77,8 @@ def main(argv: list[str]) -> None:
         preprocessing=preprocessing,
         formats=formats,
         max_top1_drop=MAX_TOP1_DROP.value,
-        compressed={method: functools.partial(_compressed, model, method, dataset, recipe) for method in methods},
-        labels=labels,
+        compressed={method: functools.partial(_compressed, model, method, images) for method in methods},
+        labels=None if images is None else images.labels,
         say=functools.partial(print, flush=True),
     )
     print("\n".join(["", _receipt(shipped.receipt, shipped.folder), *shipped.notes]))
@@ -103,11 +104,10 @@ def _methods() -> list[str]:
     return list(dict.fromkeys(COMPRESS.value))
 
 
-def _compressed(model: Any, method: str, dataset: str, recipe: recipes.Recipe) -> bytes:
+def _compressed(model: Any, method: str, images: Images | None) -> bytes:
     from export import compression
-    from gated_resnext.data import Images
 
-    images = Images(dataset, recipe, DATA_DIR.value, model.input_shape[1:])
+    assert images is not None  # random pixels were refused
     return compression.compress(
         model,
         method,
@@ -121,8 +121,8 @@ def _compressed(model: Any, method: str, dataset: str, recipe: recipes.Recipe) -
 
 def _probe(
     dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]
-) -> tuple[Probe, Preprocessing, list[str] | None]:
-    """What to check on, how a picture becomes the network's pixels, and the names of the classes, where known."""
+) -> tuple[Probe, Preprocessing, Images | None]:
+    """What to check on, how a picture becomes the network's pixels, and the data set, unless it is random pixels."""
     from export.shipping import BATCH, Probe
     from gated_resnext.preprocessing import Preprocessing
 
@@ -137,7 +137,7 @@ def _probe(
     samples = images.samples(SAMPLES) if COMPRESS.value or any("int8" in form for form in FORMATS.value) else pixels[:0]
     pictures = images.pictures(min(BATCH, len(pixels)))
     probe = Probe(pixels, classes, f"test images of {dataset}", samples, pictures)
-    return probe, images.preprocessing, images.labels
+    return probe, images.preprocessing, images
 
 
 def _noise(count: int, preprocessing: Preprocessing) -> Probe:
