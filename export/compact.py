@@ -16,8 +16,8 @@ import numpy as np
 
 from export.bundles import BUNDLE_CHANNELS, bundles, groups
 from gated_resnext.architecture import ModulePlan
-from gated_resnext.layers import EPSILON
 from gated_resnext.model import GatedResNeXt
+from gated_resnext.norm import EPSILON
 from gated_resnext.pruning import prune
 
 Weights = dict[str, np.ndarray]

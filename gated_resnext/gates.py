@@ -112,6 +112,46 @@ def straight_through(real_gates: Tensor, binary_gates: Tensor) -> Tensor:
     return _straight_through(ops.convert_to_tensor(real_gates), ops.stop_gradient(ops.convert_to_tensor(binary_gates)))
 
 
+@ops.custom_gradient
+def _inputs_and_narrowed(gates: Tensor, y: Tensor, kernel: Tensor) -> tuple[Any, Any]:
+    def inputs(gates: Tensor) -> Tensor:
+        return ops.relu(ops.reshape(ops.matmul(gates, ops.reshape(y, (y.shape[0], -1))), (gates.shape[0], *rows)))
+
+    rows = ops.shape(y)[1:]
+
+    def grad(*upstream: Tensor, **named: Any) -> tuple[Tensor, Tensor, Tensor]:
+        of_x, of_h = named.get("upstream", upstream) if named.get("upstream") is not None else _pair(upstream)
+        # That the product waits for the gradient keeps compilers from taking the forward pass's, which would stay.
+        x = inputs(gates + 0 * ops.cast(of_h[:1, :1, :1], gates.dtype)[0])
+        of_kernel = ops.matmul(ops.transpose(of_h, (0, 2, 1)), x)
+        of_x = ops.where(x > 0, of_x + ops.matmul(of_h, ops.transpose(kernel, (0, 2, 1))), ops.zeros_like(x))
+        of_gates, of_y = _product_gradient(gates, ops.reshape(y, (y.shape[0], -1)), ops.reshape(of_x, (x.shape[0], -1)))
+        return of_gates, ops.reshape(of_y, ops.shape(y)), ops.transpose(of_kernel, (0, 2, 1))
+
+    x = inputs(gates)
+    return (x, ops.matmul(x, kernel)), grad
+
+
+def _pair(upstream: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Both gradients, which TensorFlow passes as two arguments and JAX as one."""
+    return upstream if len(upstream) == 2 else upstream[0]
+
+
+def inputs_and_narrowed(gates: Tensor, y: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
+    """What the blocks read and its 1x1 convolution, keeping only y for the backward pass, not also what they read.
+
+    Args:
+        gates: (J, C), the weights of the sum.
+        y: (C, rows, channels).
+        kernel: (J, channels, filters).
+
+    Returns:
+        x = ReLU(gates y), (J, rows, channels), and x @ kernel, (J, rows, filters).
+    """
+    pair = _inputs_and_narrowed(ops.cast(gates, y.dtype), y, kernel)
+    return pair[0], pair[1]
+
+
 def aggregate(gates: Tensor, y: Tensor) -> Tensor:
     """Weighted sums of branches, x_j = sum_k g_jk y_k (Eq. 2), as one matrix product.
 
@@ -125,8 +165,25 @@ def aggregate(gates: Tensor, y: Tensor) -> Tensor:
         (J, batch, height, width, channels).
     """
     shape = ops.shape(y)
-    flat = ops.matmul(ops.cast(gates, y.dtype), ops.reshape(y, (shape[0], -1)))
+    flat = _product(ops.cast(gates, y.dtype), ops.reshape(y, (shape[0], -1)))
     return ops.reshape(flat, (gates.shape[0], *shape[1:]))
+
+
+@ops.custom_gradient
+def _product(gates: Tensor, y: Tensor) -> tuple[Tensor, Any]:
+    """gates @ y for y (C, many), with the gate gradient as two products: TensorFlow computes each on one CPU core."""
+
+    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return _product_gradient(gates, y, args[0] if upstream is None else upstream)
+
+    return ops.matmul(gates, y), grad
+
+
+def _product_gradient(gates: Tensor, y: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    half = (gates.shape[0] + 1) // 2
+    parts = [part for part in (gradient[:half], gradient[half:]) if part.shape[0]]
+    of_gates = ops.concatenate([ops.matmul(part, ops.transpose(y)) for part in parts])
+    return of_gates, ops.matmul(ops.transpose(gates), gradient)
 
 
 def entropy(real_gates: Tensor) -> Tensor:

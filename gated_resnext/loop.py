@@ -87,7 +87,7 @@ class Loop:
             logits = self.model(images, training=True)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
             # The optimizer adds the gradients of the replicas.
-            loss = tf.reduce_sum(losses) / self.batch_size
+            loss = self.optimizer.scale_loss(tf.reduce_sum(losses) / self.batch_size)
         self.optimizer.apply(tape.gradient(loss, variables), variables)
         return _scores(losses, labels, logits)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -12,14 +14,13 @@ from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.errors import UserError
 from gated_resnext.layers import (
-    EPSILON,
-    MOMENTUM,
     BranchMean,
     GatedAggregation,
     MultiBranchModule,
     ReplicaMeanNormalization,
     Standardize,
 )
+from gated_resnext.norm import EPSILON, MOMENTUM
 
 
 @keras.saving.register_keras_serializable("gated_resnext")
@@ -32,6 +33,10 @@ class GatedResNeXt(keras.Model):
             fixes it, and may have any number of blocks in each module, as after pruning.
         classifier_activation: "softmax", or None for logits.
         synchronized: whether batch norm counts the images of all replicas of tf.distribute, not each replica's own.
+        precision: a Keras dtype policy, such as "mixed_bfloat16"; None for the one in force. Weights, gates, statistics
+            and the classifier are float32 under each of the mixed ones.
+        remat: whether learned gates keep one wide tensor a module for the backward pass, not two, and compute the other
+            again.
         seed: of the initial weights and of the draws; None for a random one.
 
     Call arguments:
@@ -59,9 +64,24 @@ class GatedResNeXt(keras.Model):
         classifier_activation: str | None = "softmax",
         *,
         synchronized: bool = False,
+        precision: str | None = None,
+        remat: bool = False,
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
+        if precision is not None and precision != keras.config.dtype_policy().name:
+            with _policy(precision):
+                self.__init__(  # type: ignore[misc]
+                    architecture,
+                    connectivity,
+                    classifier_activation,
+                    synchronized=synchronized,
+                    precision=precision,
+                    remat=remat,
+                    seed=seed,
+                    **kwargs,
+                )
+            return
         if isinstance(architecture, dict):
             architecture = Architecture.from_dict(architecture)
         if isinstance(connectivity, dict):
@@ -83,6 +103,7 @@ class GatedResNeXt(keras.Model):
                     architecture.aggregation,
                     architecture.gates,
                     connectivity.sources[module - 1] if connectivity else None,
+                    remat=remat,
                     seed=seed_of_gates,
                     name=f"{plan.name}_gate",
                 )(x)
@@ -114,6 +135,8 @@ class GatedResNeXt(keras.Model):
         self.connectivity = connectivity
         self.classifier_activation = classifier_activation
         self.synchronized = synchronized
+        self.precision = keras.config.dtype_policy().name
+        self.remat = remat
         self.seed = seed
 
     @property
@@ -164,6 +187,8 @@ class GatedResNeXt(keras.Model):
             "connectivity": self.connectivity and self.connectivity.to_dict(),
             "classifier_activation": self.classifier_activation,
             "synchronized": self.synchronized,
+            "precision": self.precision,
+            "remat": self.remat,
             "seed": self.seed,
             "name": self.name,
         }
@@ -191,6 +216,17 @@ def load(path: str | os.PathLike[str]) -> GatedResNeXt:
     if not isinstance(model, GatedResNeXt):
         raise UserError(f"{path} holds a {type(model).__name__}, not a GatedResNeXt")
     return model
+
+
+@contextlib.contextmanager
+def _policy(precision: str) -> Iterator[None]:
+    """A Keras dtype policy for the layers that are made inside."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 def _check(architecture: Architecture, connectivity: Connectivity | None) -> None:

@@ -55,3 +55,10 @@ class GateConnectSGD(keras.optimizers.SGD):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "gate_learning_rate": self.gate_learning_rate, "l2": self.l2}
+
+
+def restart(optimizer: Any) -> None:
+    """Sets momentum, counters and loss scale to where they begin."""
+    for variable in optimizer.variables:
+        scale = variable.path.endswith("dynamic_scale")
+        variable.assign(keras.ops.full_like(variable, optimizer.initial_scale if scale else 0))

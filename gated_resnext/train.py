@@ -41,6 +41,8 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, draws, shuffling and au
 EPOCHS_SCALE = flags.DEFINE_float("epochs_scale", 1.0, "Makes every phase longer or shorter, in proportion.")
 STRATEGY = flags.DEFINE_string("strategy", "auto", "auto, one_device, mirrored, multi_worker or tpu.")
 SYNC_BATCH_NORM = flags.DEFINE_bool("sync_batch_norm", False, "Batch norm counts the images of all replicas.")
+PRECISION = flags.DEFINE_string("precision", "float32", "Of the arithmetic: float32, mixed_bfloat16 or mixed_float16.")
+REMAT = flags.DEFINE_bool("remat", False, "Keep half as much for the backward pass of learned gates, compute more.")
 ON_NAN = flags.DEFINE_string("on_nan", "stop", "At a loss that is not finite: stop, or rollback and halve the rate.")
 CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Work that may be lost, in seconds.", lower_bound=0)
 
@@ -65,6 +67,8 @@ def main(argv: list[str]) -> None:
         data_dir=DATA_DIR.value,
         scope=scope,
         sync_batch_norm=SYNC_BATCH_NORM.value,
+        precision=PRECISION.value,
+        remat=REMAT.value,
         on_nan=ON_NAN.value,
         checkpoint_s=CHECKPOINT_SECONDS.value,
     )

@@ -29,12 +29,13 @@ from gated_resnext.errors import UserError
 from gated_resnext.loop import Loop, Scores
 from gated_resnext.metrics import Metrics
 from gated_resnext.model import GatedResNeXt
-from gated_resnext.optimizer import GateConnectSGD
+from gated_resnext.optimizer import GateConnectSGD, restart
 from gated_resnext.progress import Progress
 from gated_resnext.recipes import Phase, Steps
 from gated_resnext.termination import Termination
 from gated_resnext.workdir import Run
 
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 ON_NAN = ("stop", "rollback")
 MOST_ROLLBACKS = 5
 # Seconds of one call of the compiled loop: often enough to stop, to save and to tell, seldom enough to cost nothing.
@@ -48,6 +49,8 @@ def train(
     data_dir: str | os.PathLike[str] | None = None,
     scope: tf.distribute.Strategy | None = None,
     sync_batch_norm: bool = False,
+    precision: str = "float32",
+    remat: bool = False,
     on_nan: str = "stop",
     checkpoint_s: float = 60.0,
 ) -> dict[str, Any]:
@@ -62,6 +65,9 @@ def train(
         data_dir: folder of tensorflow-datasets.
         scope: a tf.distribute strategy; None for the one in force.
         sync_batch_norm: whether batch norm counts the images of all replicas.
+        precision: "float32", "mixed_bfloat16" or "mixed_float16"; gates, statistics and weights are float32 in all,
+            and so is the network that comes out, whose accuracy is the result's.
+        remat: whether learned gates keep one wide tensor a module for the backward pass, not two.
         on_nan: what a loss that is not finite does: "stop", or "rollback" to the newest checkpoint and on from there
             at half the rate until the end of the phase.
         checkpoint_s: seconds of work that may be lost.
@@ -78,6 +84,8 @@ def train(
     """
     if on_nan not in ON_NAN:
         raise UserError(f"on_nan must be one of {', '.join(ON_NAN)}. Received: {on_nan!r}")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {precision!r}")
     scope = scope or tf.distribute.get_strategy()
     if run.recipe.batch_size % scope.num_replicas_in_sync:
         raise UserError(
@@ -88,7 +96,8 @@ def train(
         workdir.check(run, folder)
         images = Images(run.dataset, run.recipe, data_dir, run.architecture.input_shape)
         with workdir.alone(folder, is_chief(scope)):
-            training = _Training(run, folder, images, scope, sync_batch_norm, on_nan, checkpoint_s, termination)
+            options = {"synchronized": sync_batch_norm, "precision": precision, "remat": remat}
+            training = _Training(run, folder, images, scope, options, on_nan, checkpoint_s, termination)
             try:
                 return training.run_phases()
             except tf.errors.UnavailableError as error:
@@ -117,13 +126,13 @@ class _Training:
         folder: pathlib.Path,
         images: Images,
         scope: tf.distribute.Strategy,
-        sync_batch_norm: bool = False,
+        options: dict[str, Any] | None = None,
         on_nan: str = "stop",
         checkpoint_s: float = 60.0,
         termination: Termination | None = None,
     ) -> None:
         self.run, self.folder, self.images, self.scope = run, folder, images, scope
-        self.sync_batch_norm, self.on_nan = sync_batch_norm, on_nan
+        self.options, self.on_nan = {"precision": "float32", **(options or {})}, on_nan
         self.termination = termination or Termination()
         self.chief = is_chief(scope)
         if self.chief:
@@ -297,11 +306,9 @@ class _Training:
 
     # The network of a phase
 
-    def _network(self, wiring: Connectivity | None, activation: str | None = None) -> GatedResNeXt:
-        run = self.run
-        return GatedResNeXt(
-            run.architecture, wiring, activation, synchronized=self.sync_batch_norm, seed=run.seed, name=run.entry
-        )
+    def _network(self, wiring: Connectivity | None, activation: str | None = None, **changes: Any) -> GatedResNeXt:
+        run, options = self.run, {**self.options, **changes}
+        return GatedResNeXt(run.architecture, wiring, activation, seed=run.seed, name=run.entry, **options)
 
     def _loop(self, phase: Phase, state: pruning.Weights | None) -> Loop:
         """The compiled network of a phase, holding `state` where there is one.
@@ -314,9 +321,11 @@ class _Training:
         if self.fixed is None:
             with self.scope.scope():
                 model = self._network(self.wiring and self.wiring.pruned())
-                optimizer = GateConnectSGD(
+                optimizer: Any = GateConnectSGD(
                     phase.learning_rate, phase.gate_learning_rate, l2=recipe.weight_decay, momentum=recipe.momentum
                 )
+                if self.options["precision"] == "mixed_float16":  # its gradients need a scale not to vanish
+                    optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
                 optimizer.build(model.trainable_variables)
             loop = Loop(model, self.scope, recipe.batch_size, optimizer)
             if not model.real_gates():
@@ -324,8 +333,7 @@ class _Training:
         else:
             loop = self.fixed  # built and traced in the phase before
         with self.scope.scope():
-            for variable in loop.optimizer.variables:
-                variable.assign(keras.ops.zeros_like(variable))
+            restart(loop.optimizer)
             if state is None:
                 loop.model.get_layer("standardize").mean_image.assign(self._mean_image())
             else:
@@ -444,7 +452,7 @@ class _Training:
         if self.wiring is not None:
             weights = pruning.uncut(weights, self.unused, self.run.architecture, self.wiring)
         with self.scope.scope():
-            model = self._network(self.wiring, "softmax")
+            model = self._network(self.wiring, "softmax", precision="float32", remat=False)
             loop = Loop(model, self.scope, self.run.recipe.batch_size)
             _assign(loop, weights, with_optimizer=False)
         tests = self._evaluate(loop).means()
@@ -456,6 +464,7 @@ class _Training:
             "epochs": round(self.place.step / self.images.steps_per_epoch, 3),
             "steps": self.place.step,
             "seed": self.run.seed,
+            "precision": self.options["precision"],
             "seconds": round(self.place.seconds, 1),
             "rollbacks": self.place.rollbacks,
             "top1": tests["top1"],

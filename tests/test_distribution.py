@@ -126,7 +126,7 @@ def few_steps(folder, data_dir, strategy, synchronized):
         tf.config.set_logical_device_configuration(device, [tf.config.LogicalDeviceConfiguration()] * 2)
     scope = distribution.strategy(strategy)
     assert scope.num_replicas_in_sync == (1 if strategy == "one_device" else 2)
-    trainer._Training(FEW_STEPS, folder, of_noise(data_dir), scope, synchronized).run_phases()
+    trainer._Training(FEW_STEPS, folder, of_noise(data_dir), scope, {"synchronized": synchronized}).run_phases()
 
 
 def harness(data_dir, folder):

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
-from gated_resnext import gates, layers
+from gated_resnext import gates, layers, norm
 from gated_resnext.connectivity import Connectivity
 
 settings = functools.partial(hypothesis.settings, deadline=None)
@@ -230,8 +230,8 @@ def test_mixed_precision_keeps_gates_and_statistics_in_float32(mixed_bfloat16):
     ):
         assert gradient.dtype == tf.float32, weight.path
         assert np.isfinite(gradient).all() and np.any(gradient), weight.path
-    for norm in (module.reduce.norm, module.conv.norm, module.expand.norm, module.project.norm):
-        for statistic in (norm.moving_mean, norm.moving_variance):
+    for each in (module.reduce.norm, module.conv.norm, module.expand.norm, module.project.norm):
+        for statistic in (each.moving_mean, each.moving_variance):
             values = np.asarray(statistic)
             assert np.any(values != values.astype(tf.bfloat16.as_numpy_dtype).astype(np.float32)), statistic.path
     np.testing.assert_array_equal(gate.real_gates, np.float32(random_gates()))
@@ -264,7 +264,7 @@ def test_moments_from_the_narrow_tensor_equal_the_direct_ones(offset):
     inputs = [tf.constant(x), tf.constant(kernel)]
     with tf.GradientTape() as tape:
         tape.watch(inputs)
-        mean, variance = layers.moments_after(*inputs)
+        mean, variance = norm.moments_after(*inputs)
         loss = tf.reduce_sum(mean * np.float32(of_mean)) + tf.reduce_sum(variance * np.float32(of_variance))
     of_x, of_kernel = tape.gradient(loss, inputs)
     expected = direct_moments(x, kernel, of_mean, of_variance)
@@ -280,10 +280,40 @@ def test_moments_of_any_shape(branches, rows, narrow, wide, seed):
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(branches, rows, narrow)).astype(np.float32)
     kernel = rng.normal(size=(branches, narrow, wide)).astype(np.float32)
-    mean, variance = layers.moments_after(x, kernel)
+    mean, variance = norm.moments_after(x, kernel)
     product = np.float64(x) @ np.float64(kernel)
     np.testing.assert_allclose(mean, product.mean(axis=1), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(variance, product.var(axis=1), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@hypothesis.given(st.integers(1, 3), st.integers(2, 40), st.integers(1, 70), st.integers(0, 2**32 - 1))
+def test_batch_norm_and_its_gradient_equal_the_formula_in_float64(branches, rows, channels, seed):
+    rng = np.random.default_rng(seed)
+    layer = norm.BranchNorm()
+    layer.build((branches, channels))
+    gamma, beta = rng.normal(size=(2, branches, channels)).astype(np.float32)
+    layer.gamma.assign(gamma)
+    layer.beta.assign(beta)
+    sides = np.where(np.arange(rows) % 2, 1.0, -1.0)[:, None]
+    x = (3 + sides + 0.3 * rng.normal(size=(branches, rows, channels))).astype(np.float32)
+    upstream = rng.normal(size=x.shape).astype(np.float32)
+    with tf.GradientTape() as tape:
+        inputs = tf.constant(x)
+        tape.watch(inputs)
+        y = layer.normalized(inputs, training=True)
+        loss = tf.reduce_sum(y * upstream)
+    gradients = tape.gradient(loss, [inputs, layer.gamma.value, layer.beta.value])
+    x, dy = np.float64(x), np.float64(upstream)
+    mean, variance = x.mean(1, keepdims=True), x.var(1, keepdims=True)
+    hat = (x - mean) / np.sqrt(variance + 1e-5)
+    along = dy - dy.mean(1, keepdims=True) - hat * (dy * hat).mean(1, keepdims=True)
+    expected = gamma[:, None] / np.sqrt(variance + 1e-5) * along, (dy * hat).sum(1), dy.sum(1)
+    np.testing.assert_allclose(y, gamma[:, None] * hat + beta[:, None], rtol=1e-3, atol=1e-4)
+    for result, reference in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(result, reference, rtol=1e-3, atol=1e-4 * np.abs(reference).max() + 1e-5)
+    np.testing.assert_allclose(layer.moving_mean, 0.1 * mean[:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layer.moving_variance, 0.9 + 0.1 * variance[:, 0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("narrow", "wide"), [(3, 8), (8, 3)])

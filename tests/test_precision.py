@@ -1,0 +1,140 @@
+"""Training in mixed precision follows float32; recomputing what the blocks read changes nothing."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.grappler import tf_optimizer
+
+from gated_resnext import Architecture, GatedResNeXt, pruning
+from gated_resnext.data import Images
+from gated_resnext.errors import UserError
+from gated_resnext.loop import Loop
+from gated_resnext.optimizer import GateConnectSGD, restart
+from gated_resnext.recipes import RECIPES, read
+from gated_resnext.trainer import train
+from gated_resnext.workdir import Run
+
+SMALL = Architecture(depth=11, width=4, cardinality=4, fan_in=2, input_shape=(8, 8, 1))
+STEPS = 50
+
+
+def network(**options):
+    return GatedResNeXt(SMALL, None, None, seed=0, **options)
+
+
+def losses(model, steps=STEPS):
+    images = Images("optical_digits", RECIPES["digits"])
+    optimizer = GateConnectSGD(0.1, 0.2)
+    if model.precision == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    optimizer.build(model.trainable_variables)
+    batch = images.recipe.batch_size
+    loop = Loop(model, tf.distribute.get_strategy(), batch, optimizer)
+    return loop.train(iter(images.train(seed=0, first_step=0, steps=steps)), steps)[:, 0] / batch
+
+
+@pytest.fixture(scope="module")
+def in_float32():
+    return losses(network())
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_losses_of_mixed_precision_track_those_of_float32(in_float32, precision):
+    model = network(precision=precision)
+    found = losses(model)
+    assert in_float32[:5].mean() > 2 and in_float32[-5:].mean() < 1.2  # there is something to follow
+    assert not np.array_equal(found, in_float32)
+    for window in np.arange(STEPS).reshape(5, 10):
+        np.testing.assert_allclose(found[window].mean(), in_float32[window].mean(), rtol=0.1)
+    for variable in model.variables:
+        assert variable.dtype in ("float32", "int32"), variable.path
+
+
+def test_the_network_of_a_precision_keeps_it_and_its_function():
+    model = network(precision="mixed_bfloat16", remat=True)
+    assert keras.config.dtype_policy().name == "float32"
+    assert {layer.compute_dtype for layer in model.gates} == {"bfloat16"}
+    assert model.get_layer("classifier").compute_dtype == "float32"
+    copy = GatedResNeXt.from_config(model.get_config())
+    assert (copy.precision, copy.remat) == ("mixed_bfloat16", True)
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+    pruned = pruning.prune(model)
+    assert pruned.precision == "mixed_bfloat16"
+    np.testing.assert_allclose(pruned(images), model(images), atol=0.05)
+    full = pruning.rebuild(model, precision="float32")
+    assert full.precision == "float32"
+    assert 0 < np.abs(np.asarray(full(images)) - np.asarray(model(images))).max() < 0.05
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_recomputing_gives_the_same_gradients(precision):
+    images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8)
+
+    def gradients(remat):
+        model = network(precision=precision, remat=remat)
+
+        @tf.function
+        def of_loss():
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(tf.square(model(images, training=True)))
+            return tape.gradient(loss, model.trainable_variables)
+
+        return dict(zip([v.path for v in model.trainable_variables], of_loss(), strict=True))
+
+    kept, recomputed = gradients(False), gradients(True)
+    assert all(np.any(gradient) for gradient in kept.values())
+    for path, gradient in kept.items():
+        scale = np.abs(gradient).max()
+        tolerance = 1e-5 if precision == "float32" else 0.05
+        np.testing.assert_allclose(recomputed[path], gradient, atol=tolerance * scale, err_msg=path)
+
+
+def test_recomputing_computes_again():
+    """Also after TensorFlow's graph optimizer, which would merge equal products: then both would stay in memory."""
+
+    def products(remat):
+        model = network(remat=remat)
+        images = tf.zeros((4, 8, 8, 1), tf.uint8)
+
+        @tf.function
+        def gradients():
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(tf.square(model(images, training=True)))
+            return tape.gradient(loss, model.trainable_variables)
+
+        graph = gradients.get_concrete_function().graph
+        for output in graph.outputs:
+            graph.add_to_collection("train_op", output)
+        meta = tf.compat.v1.train.export_meta_graph(graph_def=graph.as_graph_def(), graph=graph)
+        optimized = tf_optimizer.OptimizeGraph(tf.compat.v1.ConfigProto(), meta)
+        return sum("MatMul" in node.op for node in optimized.node)
+
+    assert products(remat=True) == products(remat=False) + len(network().gates)
+
+
+def test_loss_scale_begins_anew_and_momentum_at_zero():
+    model = network(precision="mixed_float16")
+    optimizer = keras.optimizers.LossScaleOptimizer(GateConnectSGD())
+    optimizer.build(model.trainable_variables)
+    for variable in optimizer.variables:
+        variable.assign(keras.ops.full_like(variable, 3))
+    restart(optimizer)
+    scales = [variable for variable in optimizer.variables if variable.path.endswith("dynamic_scale")]
+    assert [float(scale) for scale in scales] == [optimizer.initial_scale]
+    paths = {scale.path for scale in scales}
+    assert not any(np.any(variable) for variable in optimizer.variables if variable.path not in paths)
+
+
+def test_a_training_in_bfloat16_gives_a_network_in_float32(tmp_path):
+    run = Run.of("digits_11_4_4_k2", read("digits", 0.005), seed=0)
+    result = train(run, tmp_path, precision="mixed_bfloat16", remat=True)
+    model = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    assert result["precision"] == "mixed_bfloat16"
+    assert (model.precision, model.remat) == ("float32", False)
+
+
+def test_an_unknown_precision_is_said(tmp_path):
+    run = Run.of("digits_11_4_4_k2", read("digits", 0.005), seed=0)
+    with pytest.raises(UserError, match="precision must be one of float32, mixed_bfloat16, mixed_float16. Rec.*'half'"):
+        train(run, tmp_path, precision="half")
