@@ -57,7 +57,7 @@ setup(
         "tensorflow>=2.21",
         "tensorflow-datasets>=4.9.10",
     ],
-    extras_require={"compress": COMPRESS, "serving": SERVING, "test": TEST},
+    extras_require={"benchmark": ["torch>=2.6"], "compress": COMPRESS, "serving": SERVING, "test": TEST},
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

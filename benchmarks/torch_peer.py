@@ -35,7 +35,7 @@ class Gate(nn.Module):
     def __init__(self, blocks: int, fan_in: int, sources: Any, last: bool) -> None:
         super().__init__()
         self.blocks, self.fan_in, self.last = blocks, fan_in, last
-        self.real_gates = None
+        self.learns = sources is None
         if sources is None:
             self.real_gates = nn.Parameter(torch.full((blocks, blocks), 1.0 / blocks))
         else:
@@ -45,7 +45,7 @@ class Gate(nn.Module):
             self.register_buffer("weights", weights)
 
     def forward(self, y: torch.Tensor) -> torch.Tensor:
-        weights = self.weights if self.real_gates is None else self._drawn() / self.fan_in
+        weights = self._drawn() / self.fan_in if self.learns else self.weights
         images, channels, height, width = y.shape
         filters = channels // self.blocks
         if self.last:
@@ -57,7 +57,7 @@ class Gate(nn.Module):
         return functional.relu(x)
 
     def _drawn(self) -> torch.Tensor:
-        real = self.real_gates
+        real: Any = self.real_gates
         drawn = self.training
         chosen = torch.multinomial(real.detach(), self.fan_in) if drawn else real.topk(self.fan_in).indices
         binary = torch.zeros_like(real).scatter_(1, chosen, 1.0)
@@ -80,16 +80,16 @@ class Module(nn.Module):
             self.expand, self.expand_norm = nn.Conv2d(narrow, plan.filters, 1, bias=False), _norm(plan.filters)
         else:
             self.expand, self.expand_norm = nn.Conv2d(narrow, wide, 1, groups=blocks, bias=False), _norm(wide)
-        self.project = self.project_norm = None
+        self.shortcut: Any = None
         if plan.projects:
-            self.project = nn.Conv2d(plan.in_channels, plan.filters, 1, plan.stride, bias=False)
-            self.project_norm = _norm(plan.filters)
+            project = nn.Conv2d(plan.in_channels, plan.filters, 1, plan.stride, bias=False)
+            self.shortcut = nn.Sequential(project, _norm(plan.filters))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = functional.relu(self.reduce_norm(self.reduce(x)))
         h = functional.relu(self.conv_norm(self.conv(h)))
         f = self.expand_norm(self.expand(h))
-        if self.project is not None:
+        if self.shortcut is not None:
             x = self._projected(x)
         if self.together == "block":
             return x + f.unflatten(1, (self.blocks, -1)).sum(1)
@@ -100,10 +100,10 @@ class Module(nn.Module):
     def _projected(self, x: torch.Tensor) -> torch.Tensor:
         """The shortcut; its one kernel and one batch norm serve all blocks, which lie in the batch here."""
         if self.groups == 1:
-            return self.project_norm(self.project(x))
+            return self.shortcut(x)
         images, _, height, width = x.shape
         x = x.reshape(images * self.groups, -1, height, width)
-        x = self.project_norm(self.project(x))
+        x = self.shortcut(x)
         return x.reshape(images, -1, *x.shape[-2:])
 
 
@@ -166,8 +166,11 @@ def network(weights: dict[str, np.ndarray], architecture: Architecture, **option
         _copy_norm(peer.stem_norm, weights, "stem_norm")
         for index, (plan, module) in enumerate(zip(architecture.plan(), peer.modules_, strict=True)):
             for part in ("reduce", "conv", "expand", "project"):
-                layer, norm = getattr(module, part), getattr(module, f"{part}_norm")
-                if layer is None:
+                if part != "project":
+                    layer, norm = getattr(module, part), getattr(module, f"{part}_norm")
+                elif module.shortcut is not None:
+                    layer, norm = module.shortcut
+                else:
                     continue
                 kernel = weights[f"{plan.name}/{part}/kernel"]
                 if part == "expand" and module.together == "sum":
@@ -238,5 +241,5 @@ def _among(weight: torch.Tensor, gates: list[torch.Tensor]) -> bool:
 
 def standardized(pixels: np.ndarray, mean_image: np.ndarray, last: bool = True) -> torch.Tensor:
     """Pixels (batch, height, width, channels) as the network takes them."""
-    images = torch.tensor((pixels.astype(np.float32) - mean_image) / 255.0).permute(0, 3, 1, 2)
+    images = torch.tensor((pixels - np.float32(mean_image)) / np.float32(255.0)).permute(0, 3, 1, 2)
     return images.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Training and evaluation steps, many to a call, under any tf.distribute strategy.
+"""TensorFlow's engine: training and evaluation steps, many to a call, under any tf.distribute strategy.
 
 Keras' own `fit` (3.15.1) fails under MultiWorkerMirroredStrategy; and a loop of our own can stop between any two steps
 with all that it needs to go on.
@@ -7,27 +7,68 @@ with all that it needs to go on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from gated_resnext.data import Images, Shard
+from gated_resnext.distribution import check_together, is_chief
+from gated_resnext.recipes import Recipe
+from gated_resnext.scores import Scores
 
-class Scores(NamedTuple):
-    """Sums over images: of the loss, of hits by the most probable class and by the first five, and their number."""
 
-    loss: float = 0.0
-    top1: float = 0.0
-    top5: float = 0.0
-    images: float = 0.0
+class TensorFlowEngine:
+    """What the trainer asks of a strategy.
 
-    def __add__(self, other: Any) -> Scores:
-        return Scores(*(a + float(b) for a, b in zip(self, other, strict=True)))
+    Args:
+        strategy: None for the one in force.
+    """
 
-    def means(self) -> dict[str, float]:
-        """Loss and accuracies per image."""
-        return {name: getattr(self, name) / self.images for name in ("loss", "top1", "top5")}
+    Lost = tf.errors.UnavailableError  # what another worker's end raises here
+
+    def __init__(self, strategy: tf.distribute.Strategy | None = None) -> None:
+        self.strategy = strategy or tf.distribute.get_strategy()
+        self.replicas: int = self.strategy.num_replicas_in_sync
+        self.chief = is_chief(self.strategy)
+        # Workers meet in iterations of equal number, so their calls must be of equal length: with several, of one step.
+        several = isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy)
+        self.most_steps = 1 if several else 1 << 30
+        self.on_cpu = not tf.config.list_logical_devices("GPU")
+
+    def images(self, name: str, recipe: Recipe, data_dir: Any, input_shape: tuple[int, int, int]) -> Images:
+        """The images of a data set."""
+        return Images(name, recipe, data_dir, input_shape)
+
+    def scope(self) -> Any:
+        """A context in which variables are made."""
+        return self.strategy.scope()
+
+    def check_together(self, step: int) -> None:
+        """Finds that all workers begin at the same step."""
+        check_together(self.strategy, step)
+
+    def loop(self, model: keras.Model, batch_size: int, optimizer: Any = None) -> Loop:
+        """The compiled steps of a network."""
+        return Loop(model, self.strategy, batch_size, optimizer)
+
+    def train_batches(self, images: Images, seed: int, first_step: int, steps: int) -> Iterator[Any]:
+        """What `Loop.train` takes its steps on."""
+        return iter(self._distributed(lambda shard: images.train(seed, first_step, steps, shard)))
+
+    def test_batches(self, images: Images) -> Any:
+        """What `Loop.test` looks at."""
+        return self._distributed(images.test_shard)
+
+    def _distributed(self, of_shard: Any) -> Any:
+        """A data set whose rows each replica gets its own part of."""
+
+        def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            workers = context.num_input_pipelines
+            return of_shard(Shard(context.input_pipeline_id, workers, context.num_replicas_in_sync // workers))
+
+        return self.strategy.distribute_datasets_from_function(of_worker)
 
 
 class Loop:

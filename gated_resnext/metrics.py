@@ -8,8 +8,6 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-import tensorflow as tf
-
 from gated_resnext import files
 from gated_resnext.workdir import read_metrics
 
@@ -31,7 +29,12 @@ class Metrics:
         if rows or self.path.exists():
             with files.replacing(self.path) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        self.writer = tf.summary.create_file_writer(str(workdir / "tensorboard"))
+        try:
+            import tensorflow as tf
+        except ImportError:  # a machine with JAX alone: metrics.jsonl is all there is
+            self.tf = None
+        else:
+            self.tf, self.writer = tf, tf.summary.create_file_writer(str(workdir / "tensorboard"))
         for row in rows:
             self._draw(row)
 
@@ -42,9 +45,11 @@ class Metrics:
         self._draw(row)
 
     def _draw(self, row: Row) -> None:
+        if self.tf is None:
+            return
         with self.writer.as_default(step=row["step"]):
             for name, value in _scalars(row):
-                tf.summary.scalar(name, value)
+                self.tf.summary.scalar(name, value)
         self.writer.flush()
 
 

@@ -61,4 +61,4 @@ def restart(optimizer: Any) -> None:
     """Sets momentum, counters and loss scale to where they begin."""
     for variable in optimizer.variables:
         scale = variable.path.endswith("dynamic_scale")
-        variable.assign(keras.ops.full_like(variable, optimizer.initial_scale if scale else 0))
+        variable.assign(ops.full(variable.shape, optimizer.initial_scale if scale else 0, dtype=variable.dtype))

@@ -54,9 +54,9 @@ def main(argv: list[str]) -> None:
             raise errors.UserError(f"--{flag.name} is empty: give it a value or leave it out")
     run = None if DATASET.value or IMAGE_FOLDER.value else _run_of_the_zoo()
 
-    from gated_resnext import distribution, trainer
+    from gated_resnext import trainer
 
-    scope = distribution.strategy(STRATEGY.value)
+    scope, chief = _devices()
     run = run or _run_of_own_data()
     if not CHECKPOINT_SECONDS.value >= 0:
         raise errors.UserError(f"checkpoint_seconds must be 0 or more. Received: {CHECKPOINT_SECONDS.value}")
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
         on_nan=ON_NAN.value,
         checkpoint_s=CHECKPOINT_SECONDS.value,
     )
-    if not distribution.is_chief(scope):
+    if not chief:
         return
     print(
         f"\nTrained {result['entry']} on {result['dataset']}: {result['epochs']:g} epochs "
@@ -85,6 +85,20 @@ def main(argv: list[str]) -> None:
         f"  written         {folder}/model.keras\n\n"
         f"Next: python -m export.prune_and_save --workdir={folder} --output=models"
     )
+
+
+def _devices() -> tuple[Any, bool]:
+    """The strategy of tf.distribute, None under JAX, and whether this process is the one that writes."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        if STRATEGY.value not in ("auto", "one_device") or SYNC_BATCH_NORM.value:
+            raise errors.UserError("under JAX one device trains: leave --strategy and --sync_batch_norm out")
+        return None, True
+    from gated_resnext import distribution
+
+    scope = distribution.strategy(STRATEGY.value)
+    return scope, distribution.is_chief(scope)
 
 
 def _run_of_the_zoo() -> workdir.Run:

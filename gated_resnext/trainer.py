@@ -6,32 +6,28 @@ The workdir holds: `run.json` (what is trained), `checkpoints/` (the newest stat
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import gated_resnext
 from gated_resnext import files, gates, pruning, workdir
 from gated_resnext.checkpoints import Checkpoints, Place
 from gated_resnext.connectivity import Connectivity
-from gated_resnext.data import Images, Shard
-from gated_resnext.distribution import check_together, is_chief
 from gated_resnext.errors import UserError
-from gated_resnext.loop import Loop, Scores
+from gated_resnext.memory import keep_freed_memory
 from gated_resnext.metrics import Metrics
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.optimizer import GateConnectSGD, restart
 from gated_resnext.progress import Progress
 from gated_resnext.recipes import Phase, Steps
+from gated_resnext.scores import Scores
 from gated_resnext.termination import Termination
 from gated_resnext.workdir import Run
 
@@ -47,7 +43,7 @@ def train(
     folder: str | os.PathLike[str],
     *,
     data_dir: str | os.PathLike[str] | None = None,
-    scope: tf.distribute.Strategy | None = None,
+    scope: Any = None,
     sync_batch_norm: bool = False,
     precision: str = "float32",
     remat: bool = False,
@@ -62,8 +58,8 @@ def train(
     Args:
         run: what to train.
         folder: the workdir; made if it is not there. Several workers share one.
-        data_dir: folder of tensorflow-datasets.
-        scope: a tf.distribute strategy; None for the one in force.
+        data_dir: folder of tensorflow-datasets; under JAX, of what `gated_resnext.pack` wrote.
+        scope: a tf.distribute strategy; None for the one in force. Under JAX there is none.
         sync_batch_norm: whether batch norm counts the images of all replicas.
         precision: "float32", "mixed_bfloat16" or "mixed_float16"; gates, statistics and weights are float32 in all,
             and so is the network that comes out, whose accuracy is the result's.
@@ -86,27 +82,36 @@ def train(
         raise UserError(f"on_nan must be one of {', '.join(ON_NAN)}. Received: {on_nan!r}")
     if precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {precision!r}")
-    scope = scope or tf.distribute.get_strategy()
-    if run.recipe.batch_size % scope.num_replicas_in_sync:
-        raise UserError(
-            f"the batch of {run.recipe.batch_size} does not divide into {scope.num_replicas_in_sync} replicas"
-        )
+    engine = _engine(scope)
+    if run.recipe.batch_size % engine.replicas:
+        raise UserError(f"the batch of {run.recipe.batch_size} does not divide into {engine.replicas} replicas")
     folder = pathlib.Path(folder)
     with Termination() as termination:
         workdir.check(run, folder)
-        images = Images(run.dataset, run.recipe, data_dir, run.architecture.input_shape)
-        with workdir.alone(folder, is_chief(scope)):
+        images = engine.images(run.dataset, run.recipe, data_dir, run.architecture.input_shape)
+        with workdir.alone(folder, engine.chief):
             options = {"synchronized": sync_batch_norm, "precision": precision, "remat": remat}
-            training = _Training(run, folder, images, scope, options, on_nan, checkpoint_s, termination)
+            training = _Training(run, folder, images, engine, options, on_nan, checkpoint_s, termination)
             try:
                 return training.run_phases()
-            except tf.errors.UnavailableError as error:
+            except engine.Lost as error:
                 if termination.asked:  # and so was the worker that is gone
                     raise SystemExit(0) from error
                 raise UserError(
                     "another worker is gone; started again on all of them, the same command goes on from the newest "
                     "checkpoint"
                 ) from error
+
+
+def _engine(scope: Any) -> Any:
+    """What trains under Keras' backend: compiled steps, and the images they take."""
+    if keras.backend.backend() == "jax":
+        from gated_resnext.jax_loop import JaxEngine
+
+        return JaxEngine()
+    from gated_resnext.loop import TensorFlowEngine
+
+    return TensorFlowEngine(scope)
 
 
 class _Diverged(Exception):
@@ -124,29 +129,28 @@ class _Training:
         self,
         run: Run,
         folder: pathlib.Path,
-        images: Images,
-        scope: tf.distribute.Strategy,
+        images: Any,
+        engine: Any,
         options: dict[str, Any] | None = None,
         on_nan: str = "stop",
         checkpoint_s: float = 60.0,
         termination: Termination | None = None,
     ) -> None:
-        self.run, self.folder, self.images, self.scope = run, folder, images, scope
+        self.run, self.folder, self.images, self.engine = run, folder, images, engine
         self.options, self.on_nan = {"precision": "float32", **(options or {})}, on_nan
         self.termination = termination or Termination()
-        self.chief = is_chief(scope)
+        self.chief = engine.chief
         if self.chief:
             files.write_json(folder / "run.json", run.to_dict())
-        _keep_freed_memory()
+        if engine.on_cpu:
+            keep_freed_memory()
         self.checkpoints = Checkpoints(folder / "checkpoints", checkpoint_s)
         self.schedule: tuple[Steps, ...] = run.recipe.steps(images.steps_per_epoch)
         self.place = Place(images=images.source.digest())
         self.wiring = Connectivity.initial(run.architecture, run.wiring, seed=run.seed)
         self.unused: pruning.Weights = {}
-        self.fixed: Loop | None = None
+        self.fixed: Any = None
         self.saved = (-1, -1)
-        # Workers meet in iterations of equal number, so their calls must be of equal length: with several, of one step.
-        self.several_workers = isinstance(scope, tf.distribute.MultiWorkerMirroredStrategy)
         self.call_steps = 1
         self.progress = Progress(
             self.total_steps,
@@ -195,10 +199,10 @@ class _Training:
 
     # One phase
 
-    def _run_phase(self, loop: Loop, phase: Phase, steps: Steps) -> None:
+    def _run_phase(self, loop: Any, phase: Phase, steps: Steps) -> None:
         place = self.place
         left = (steps.epochs - place.round) * steps.steps - place.steps
-        batches = iter(self._distributed(lambda shard: self.images.train(self.run.seed, place.step, left, shard)))
+        batches = self.engine.train_batches(self.images, self.run.seed, place.step, left)
         while place.round < steps.epochs:
             while place.steps < steps.steps:
                 self._some_steps(loop, batches, steps.steps - place.steps, phase)
@@ -219,7 +223,7 @@ class _Training:
     def _round_of(self, steps: Steps) -> str:
         return f"phase {self.place.phase + 1}, round {min(self.place.round + 1, steps.epochs)} of {steps.epochs}"
 
-    def _some_steps(self, loop: Loop, batches: Iterator[Any], left: int, phase: Phase) -> None:
+    def _some_steps(self, loop: Any, batches: Iterator[Any], left: int, phase: Phase) -> None:
         """One call of the compiled loop, of as many steps as take about `CALL_S`."""
         place, began = self.place, time.monotonic()
         scores = loop.train(batches, min(left, self.call_steps))
@@ -237,11 +241,12 @@ class _Training:
             )
         if loop.compiled:
             self.progress.stepped(len(scores), spent)
-        if loop.compiled and not self.several_workers:
-            self.call_steps = max(1, min(2 * self.call_steps, math.floor(CALL_S * len(scores) / spent)))
+        if loop.compiled:
+            fitting = math.floor(CALL_S * len(scores) / spent)
+            self.call_steps = max(1, min(2 * self.call_steps, fitting, self.engine.most_steps))
         loop.compiled = True
 
-    def _end_round(self, loop: Loop, phase: Phase, steps: Steps) -> None:
+    def _end_round(self, loop: Any, phase: Phase, steps: Steps) -> None:
         """Evaluation, a row of metrics, a checkpoint."""
         place, began = self.place, time.monotonic()
         means = Scores(*place.scores).means()
@@ -278,24 +283,15 @@ class _Training:
         self.save(loop)
         self.progress.show_round(which, place.step, self.rounds_done, means, tests)
 
-    def _evaluate(self, loop: Loop) -> Scores:
+    def _evaluate(self, loop: Any) -> Scores:
         """The scores of all test images."""
         total = Scores()
-        for scores in loop.test(self._distributed(self.images.test_shard)):
+        for scores in loop.test(self.engine.test_batches(self.images)):
             total += scores
             self._stop_if_asked(loop)
         return total
 
-    def _distributed(self, of_shard: Any) -> Any:
-        """A data set whose rows each replica gets its own part of."""
-
-        def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            workers = context.num_input_pipelines
-            return of_shard(Shard(context.input_pipeline_id, workers, context.num_replicas_in_sync // workers))
-
-        return self.scope.distribute_datasets_from_function(of_worker)
-
-    def _stop_if_asked(self, loop: Loop) -> None:
+    def _stop_if_asked(self, loop: Any) -> None:
         if not self.termination.asked:
             return
         place = self.place
@@ -310,7 +306,7 @@ class _Training:
         run, options = self.run, {**self.options, **changes}
         return GatedResNeXt(run.architecture, wiring, activation, seed=run.seed, name=run.entry, **options)
 
-    def _loop(self, phase: Phase, state: pruning.Weights | None) -> Loop:
+    def _loop(self, phase: Phase, state: pruning.Weights | None) -> Any:
         """The compiled network of a phase, holding `state` where there is one.
 
         With a fixed wiring it is the pruned network: the same function, and the same updates of what remains.
@@ -319,7 +315,7 @@ class _Training:
         if self.wiring is not None and state is None:
             state, self.unused = self._cut(self._initial_state())
         if self.fixed is None:
-            with self.scope.scope():
+            with self.engine.scope():
                 model = self._network(self.wiring and self.wiring.pruned())
                 optimizer: Any = GateConnectSGD(
                     phase.learning_rate, phase.gate_learning_rate, l2=recipe.weight_decay, momentum=recipe.momentum
@@ -327,12 +323,12 @@ class _Training:
                 if self.options["precision"] == "mixed_float16":  # its gradients need a scale not to vanish
                     optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
                 optimizer.build(model.trainable_variables)
-            loop = Loop(model, self.scope, recipe.batch_size, optimizer)
+            loop = self.engine.loop(model, recipe.batch_size, optimizer)
             if not model.real_gates():
                 self.fixed = loop
         else:
             loop = self.fixed  # built and traced in the phase before
-        with self.scope.scope():
+        with self.engine.scope():
             restart(loop.optimizer)
             if state is None:
                 loop.model.get_layer("standardize").mean_image.assign(self._mean_image())
@@ -378,12 +374,12 @@ class _Training:
 
     # The state on disk
 
-    def _state(self, loop: Loop) -> pruning.Weights:
+    def _state(self, loop: Any) -> pruning.Weights:
         """Weights and optimizer state by name."""
         optimizer = {f"optimizer/{v.path}": keras.ops.convert_to_numpy(v) for v in loop.optimizer.variables}
         return {**loop.model.weights_by_name(), **optimizer}
 
-    def save(self, loop: Loop) -> None:
+    def save(self, loop: Any) -> None:
         """Writes a checkpoint of this moment."""
         if not self.chief:
             return
@@ -402,7 +398,7 @@ class _Training:
             self.wiring = Connectivity.from_dict(self.place.wiring) if self.place.wiring else None
             self.unused = {name[7:]: state.pop(name) for name in [*state] if name.startswith("unused/")}
             self.progress.say(f"Resuming {self.run.entry} after step {self.place.step} of {self.total_steps}")
-        check_together(self.scope, self.place.step)
+        self.engine.check_together(self.place.step)
         if self.chief:
             self.metrics = Metrics(self.folder, (self.place.phase + 1, self.place.round))
         if self.place.round == self.schedule[self.place.phase].epochs:
@@ -451,9 +447,9 @@ class _Training:
         weights = {name: value for name, value in state.items() if not name.startswith("optimizer/")}
         if self.wiring is not None:
             weights = pruning.uncut(weights, self.unused, self.run.architecture, self.wiring)
-        with self.scope.scope():
+        with self.engine.scope():
             model = self._network(self.wiring, "softmax", precision="float32", remat=False)
-            loop = Loop(model, self.scope, self.run.recipe.batch_size)
+            loop = self.engine.loop(model, self.run.recipe.batch_size)
             _assign(loop, weights, with_optimizer=False)
         tests = self._evaluate(loop).means()
         arch, wiring = self.run.architecture, model.wiring()
@@ -485,7 +481,7 @@ class _Training:
         return result
 
 
-def _assign(loop: Loop, state: pruning.Weights, *, with_optimizer: bool) -> None:
+def _assign(loop: Any, state: pruning.Weights, *, with_optimizer: bool) -> None:
     """Weights and, if asked, optimizer state by name."""
     try:
         loop.model.assign_by_name({name: value for name, value in state.items() if not name.startswith("optimizer/")})
@@ -494,14 +490,3 @@ def _assign(loop: Loop, state: pruning.Weights, *, with_optimizer: bool) -> None
                 variable.assign(state[f"optimizer/{variable.path}"])
     except (KeyError, ValueError) as error:
         raise UserError(f"the checkpoint is of another network ({error}); delete it to start anew") from None
-
-
-def _keep_freed_memory() -> None:
-    """Tells glibc to keep freed memory: else every wide tensor of a step is mapped and faulted in anew."""
-    if not sys.platform.startswith("linux") or tf.config.list_logical_devices("GPU"):
-        return
-    mmap_max, trim_threshold, top_pad = -4, -1, -2
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 512 << 20)):
-            libc.mallopt(option, value)

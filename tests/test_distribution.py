@@ -17,6 +17,7 @@ from test_trainer import assert_same_end, images_of, newest, small_run
 
 from gated_resnext import checkpoints, distribution, files, trainer
 from gated_resnext.errors import UserError
+from gated_resnext.loop import TensorFlowEngine
 
 # Names and clusters that are none
 
@@ -126,7 +127,9 @@ def few_steps(folder, data_dir, strategy, synchronized):
         tf.config.set_logical_device_configuration(device, [tf.config.LogicalDeviceConfiguration()] * 2)
     scope = distribution.strategy(strategy)
     assert scope.num_replicas_in_sync == (1 if strategy == "one_device" else 2)
-    trainer._Training(FEW_STEPS, folder, of_noise(data_dir), scope, {"synchronized": synchronized}).run_phases()
+    trainer._Training(
+        FEW_STEPS, folder, of_noise(data_dir), TensorFlowEngine(scope), {"synchronized": synchronized}
+    ).run_phases()
 
 
 def harness(data_dir, folder):

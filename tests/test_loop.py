@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from gated_resnext.loop import Loop, Scores
+from gated_resnext.loop import Loop
 from gated_resnext.optimizer import GateConnectSGD
+from gated_resnext.scores import Scores
 
 CLASSES, BATCH = 7, 16
 

@@ -1,0 +1,162 @@
+"""Training steps and inference beside the same networks in PyTorch, and beside what the machine can do.
+
+    python -m benchmarks.training --json=benchmarks/results/training.json --markdown=docs/performance.md
+
+Every side runs in a process of its own (`benchmarks.steps`), in turns, A B A B ..., so that what else the machine does
+meets all alike; ratios are medians over the turns. --markdown replaces the part of a file between this benchmark's two
+comments, or prints to "-". The peer needs torch (extra "benchmark"); --peers= leaves it out.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import statistics
+import sys
+import time
+from typing import Any
+
+from absl import flags
+
+from benchmarks import report
+from benchmarks.sides import Side
+from benchmarks.steps import architecture
+from gated_resnext import errors, files
+
+NETWORKS = flags.DEFINE_list("networks", ["20-4", "29-8", "29-64"], "Depth-width of the networks, 8 blocks a module.")
+BATCHES = flags.DEFINE_list("batches", ["32", "16", "8"], "Images a step, one for each network.")
+PEERS = flags.DEFINE_list("peers", ["first", "last"], "Memory layouts of the peer: channels first, channels last.")
+COMPILED = flags.DEFINE_bool("compiled", False, "The peer through torch.compile as well.")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
+JSON = flags.DEFINE_string("json", None, "File for all times.")
+MARKDOWN = flags.DEFINE_string("markdown", "-", "File whose part between the benchmark's comments is replaced.")
+
+OURS: dict[str, dict[str, Any]] = {
+    "learned K=4": {"kind": "learned", "fan_in": 4},
+    "learned K=4, remat": {"kind": "learned", "fan_in": 4, "remat": True},
+    "frozen K=4": {"kind": "frozen", "fan_in": 4},
+    "pruned K=4": {"kind": "pruned", "fan_in": 4},
+    "learned K=1": {"kind": "learned", "fan_in": 1},
+    "pruned K=1": {"kind": "pruned", "fan_in": 1},
+    "full": {"kind": "full", "fan_in": 8},
+}
+BESIDE = ("learned K=4", "frozen K=4", "full")
+THEIRS: dict[str, dict[str, Any]] = {
+    "learned K=4": {"kind": "learned", "fan_in": 4},
+    "frozen K=4": {"kind": "frozen", "fan_in": 4},
+    "full": {"kind": "full", "fan_in": 8},
+    "full, one norm": {"kind": "full", "fan_in": 8, "norm": "sum"},
+}
+
+
+def specifications(network: str, batch: int, peers: bool) -> dict[str, dict[str, Any]]:
+    """All sides of a comparison, by name: our own, or some of them and the peer's."""
+    depth, width = map(int, network.split("-"))
+    common = {"depth": depth, "width": width, "batch": batch}
+    specs = {name: {**common, "side": "ours", **spec} for name, spec in OURS.items()}
+    if not peers:
+        return specs
+    specs = {name: specs[name] for name in BESIDE}
+    for layout in PEERS.value:
+        for name, spec in THEIRS.items():
+            for compiled in (False, True)[: 1 + COMPILED.value]:
+                label = f"torch {name} ({layout}{', compiled' if compiled else ''})"
+                specs[label] = {**common, "side": "peer", **spec, "layout": layout, "compiled": compiled}
+    return specs
+
+
+def measured(network: str, batch: int, peers: bool = False) -> dict[str, Any]:
+    """Seconds of a step of every side, in turns, and the most memory each held."""
+    specs = specifications(network, batch, peers)
+    sides: dict[str, Side] = {}
+    began = time.monotonic()
+    for name, spec in specs.items():
+        sides[name] = Side(spec)
+        print(f"{network}: {name} is ready after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    times: dict[str, dict[str, list[float]]] = {what: {name: [] for name in sides} for what in ("train", "infer")}
+    for _ in range(ROUNDS.value):
+        for what, of_sides in times.items():
+            for name, side in sides.items():
+                of_sides[name].append(side.take(what))
+    peaks = {name: side.peak for name, side in sides.items()}
+    for side in sides.values():
+        side.close()
+    return {"network": network, "batch": batch, "seconds": times, "peak": peaks, "specs": specs}
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    if len(BATCHES.value) != len(NETWORKS.value):
+        raise errors.UserError("--batches must have one number for each of --networks")
+    limits = report.limits()
+    rows = []
+    for name, batch in zip(NETWORKS.value, BATCHES.value, strict=True):
+        # In two parts, for the memory that all these processes hold.
+        rows += [measured(name, int(batch), peers) for peers in (False, True)[: 1 + bool(PEERS.value)]]
+    result = {"machine": report.machine(), "limits": limits, "rounds": ROUNDS.value, "networks": rows}
+    if JSON.value:
+        path = pathlib.Path(JSON.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.write_json(path, result)
+    report.publish(MARKDOWN.value, "training", markdown(result))
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The tables of a result."""
+    limits = result["limits"]
+    lines = [
+        f"{report.described(result['machine'])}. Adding two tensors moves {limits['copy'] / 1e9:.1f} GB/s, a float32 "
+        f"product of two matrices of 2048 does {limits['product'] / 1e9:.0f} GFLOP/s. {result['rounds']} turns.",
+        "",
+    ]
+    for row in result["networks"]:
+        lines += [*_network_table(row, limits), "", *_ratios(row), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _network_table(row: dict[str, Any], limits: dict[str, float]) -> list[str]:
+    head = [f"{{{row['network'].replace('-', ',')},8}}, batch {row['batch']}"]
+    head += ["training, images/s", "of the matrix rate", "inference, images/s", "peak memory, GiB"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, times in row["seconds"]["train"].items():
+        step, call = statistics.median(times), statistics.median(row["seconds"]["infer"][name])
+        spec = row["specs"][name]
+        blocks = _blocks(spec)
+        operations = 6 * architecture(spec).multiply_adds(blocks) * row["batch"] / step
+        cells = [name, f"{row['batch'] / step:.1f}", f"{100 * operations / limits['product']:.0f} %"]
+        cells += [f"{row['batch'] / call:.1f}", f"{row['peak'][name] / 2**30:.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _blocks(spec: dict[str, Any]) -> Any:
+    from benchmarks.steps import wiring
+
+    found = wiring(spec)
+    return architecture(spec).modules * (8,) if found is None else found.blocks
+
+
+def _ratios(row: dict[str, Any]) -> list[str]:
+    """What a step costs beside another, above 1 where the first is slower; of the peer, its fastest form."""
+    train = row["seconds"]["train"]
+    lines = ["| ratio of training steps | |", "|---|---|"]
+    pairs: list[tuple[str | None, str]] = [
+        ("learned K=4", "frozen K=4"),
+        ("learned K=1", "learned K=4"),
+        ("learned K=4", "pruned K=4"),
+    ]
+    pairs += [("learned K=4, remat", "learned K=4"), ("learned K=4", "full")]
+    pairs += [(_fastest(train, f"torch {name} ("), name) for name in ("learned K=4", "frozen K=4", "full")]
+    pairs += [(_fastest(train, "torch full, one norm ("), "full")]
+    for slow, fast in pairs:
+        if slow in train and fast in train:
+            lines.append(f"| {slow} / {fast} | {report.ratio(train[slow], train[fast]):.2f} |")
+    return lines
+
+
+def _fastest(times: dict[str, list[float]], beginning: str) -> str | None:
+    found = [name for name in times if name.startswith(beginning)]
+    return min(found, key=lambda name: statistics.median(times[name])) if found else None
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,129 @@
+"""How often a training step reads and writes a wide tensor: by theory, and in the graph that TensorFlow runs.
+
+    python -m benchmarks.wide_passes --markdown=docs/performance.md
+
+A wide tensor holds what all blocks of a module write, (C, batch, height, width, channels). Counted are the operations
+of one module without a change of size, its gate and its gradient, after TensorFlow's graph optimizer. A tensor of half
+the size counts half; operations that only give a tensor another shape move nothing.
+"""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+from absl import flags
+
+from benchmarks import report
+from gated_resnext import errors
+
+MARKDOWN = flags.DEFINE_string("markdown", "-", "File whose part between the benchmark's comments is replaced.")
+
+BLOCKS, BATCH, SIZE, FILTERS, WIDTH, FAN_IN = 8, 8, 32, 64, 4, 4
+MOVES_NOTHING = {
+    "Reshape",
+    "Identity",
+    "Placeholder",
+    "Squeeze",
+    "ExpandDims",
+    "Const",
+    "StridedSlice",
+    "Shape",
+    "NoOp",
+}
+# What each operation must read and write, by (pass, operation): wide tensors read, written, and why.
+THEORY = (
+    ("forward", "sum of the gates", 1, 1, "reads y, writes s"),
+    ("forward", "ReLU", 1, 1, "reads s, writes x; kept for the backward pass"),
+    ("forward", "narrowing 1x1", 1, 0, "reads x"),
+    ("forward", "statistics of the last batch norm", 0, 0, "from the narrow tensor"),
+    ("forward", "widening 1x1", 0, 1, "writes f, its scale and shift in the kernel"),
+    ("forward", "shortcut", 2, 1, "reads x and f, writes the next y"),
+    ("backward", "widening 1x1", 2, 0, "reads dy for its input's gradient and for its kernel's"),
+    ("backward", "narrowing 1x1", 1, 1, "reads x for the kernel's gradient, writes its part of dx"),
+    ("backward", "shortcut", 2, 1, "adds dy and that part"),
+    ("backward", "ReLU", 2, 1, "reads dx and x, writes ds"),
+    ("backward", "gates", 3, 0, "reads ds, and y once for each half of the rows (one core each)"),
+    ("backward", "sum of the gates", 1, 1, "reads ds, writes dy of the module before"),
+)
+VARIANTS: dict[str, dict[str, Any]] = {"learned": {}, "learned, remat": {"remat": True}, "frozen": {"fixed": True}}
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    report.publish(MARKDOWN.value, "wide passes", markdown({name: passes(**how) for name, how in VARIANTS.items()}))
+
+
+def passes(remat: bool = False, fixed: bool = False) -> dict[str, tuple[float, float]]:
+    """Wide tensors read and written by each kind of operation in a step of one module."""
+    import tensorflow as tf
+    from tensorflow.python.grappler import tf_optimizer
+
+    from gated_resnext.connectivity import Connectivity
+    from gated_resnext.layers import GatedAggregation, MultiBranchModule
+
+    shape = (BLOCKS, BATCH, SIZE, SIZE, FILTERS)
+    sources = Connectivity.random(2, BLOCKS, FAN_IN, seed=0).sources[0] if fixed else None
+    gate = GatedAggregation(FAN_IN, sources=sources, remat=remat, seed=0)
+    module = MultiBranchModule(BLOCKS, WIDTH, FILTERS, seed=0)
+    module(gate(tf.zeros((BLOCKS, 1, *shape[2:])), training=True), training=True)
+    weights = gate.trainable_variables + module.trainable_variables
+
+    def step(y: Any, of_next: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(y)
+            loss = module(gate(y, training=True), training=True)
+        return loss, tape.gradient(loss, [y, *(weight.value for weight in weights)], of_next)
+
+    graph = tf.function(step, autograph=False).get_concrete_function(tf.TensorSpec(shape), tf.TensorSpec(shape)).graph
+    for output in graph.outputs:
+        graph.add_to_collection("train_op", output)
+    meta = tf.compat.v1.train.export_meta_graph(graph_def=graph.as_graph_def(), graph=graph)
+    optimized = tf.Graph()
+    with optimized.as_default():
+        tf.import_graph_def(tf_optimizer.OptimizeGraph(tf.compat.v1.ConfigProto(), meta), name="")
+    wide = BLOCKS * BATCH * SIZE * SIZE * FILTERS
+    found: dict[str, tuple[float, float]] = collections.defaultdict(lambda: (0.0, 0.0))
+    for operation in optimized.get_operations():
+        if operation.type in MOVES_NOTHING:
+            continue
+        read, written = (
+            sum(_part(tensor, graph, wide) for tensor in tensors) for tensors in (operation.inputs, operation.outputs)
+        )
+        if read or written:
+            before = found[operation.type]
+            found[operation.type] = before[0] + read, before[1] + written
+    return dict(found)
+
+
+def _part(tensor: Any, before: Any, wide: int) -> float:
+    """The size of a tensor beside a wide one; 0 for those under a third of it.
+
+    The optimizer's graph does not tell all sizes; what it made anew is named after the one before.
+    """
+    elements = tensor.shape.num_elements()
+    if elements is None:
+        name = tensor.op.name.replace("ArithmeticOptimizer/FoldTransposeIntoMatMul_", "")
+        elements = before.get_operation_by_name(name).outputs[tensor.value_index].shape.num_elements()
+        if elements is None:
+            raise ValueError(f"the size of {tensor.name} is not known")
+    return elements / wide if elements >= wide / 3 else 0.0
+
+
+def markdown(found: dict[str, dict[str, tuple[float, float]]]) -> str:
+    """Both tables."""
+    lines = ["| pass | operation | wide read | wide written | why |", "|---|---|---|---|---|"]
+    lines += [f"| {when} | {what} | {read} | {wrote} | {why} |" for when, what, read, wrote, why in THEORY]
+    total = sum(row[2] + row[3] for row in THEORY)
+    lines += [f"| | all | {sum(row[2] for row in THEORY)} | {sum(row[3] for row in THEORY)} | {total} in all |", ""]
+    head = ["operation in TensorFlow's graph", *(f"{name}: read, written" for name in found)]
+    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for kind in sorted({kind for counts in found.values() for kind in counts}):
+        cells = [" , ".join(f"{value:.3g}" for value in counts.get(kind, (0, 0))) for counts in found.values()]
+        lines.append(f"| {kind} | " + " | ".join(cell.replace(" ,", ",") for cell in cells) + " |")
+    sums = [f"{sum(sum(counts) for counts in of.values()):.3g} in all" for of in found.values()]
+    return "\n".join([*lines, "| all | " + " | ".join(sums) + " |"])
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,136 @@
+"""Images of a data set as plain arrays in .npz files: what trains where there is no TensorFlow.
+
+`write` packs them on a machine that has tensorflow-datasets; `ArrayImages` reads them anywhere. A folder holds
+`<dataset>/arrays.json` and parts of at most so many bytes, so that they can travel one by one.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from gated_resnext import files
+from gated_resnext.errors import UserError
+from gated_resnext.recipes import Recipe
+
+PART_BYTES = 48 << 20
+SPLITS = ("train", "test")
+
+
+def write(images: Any, folder: pathlib.Path, part_bytes: int = PART_BYTES) -> pathlib.Path:
+    """Packs the images of a `gated_resnext.data.Images` that memory holds.
+
+    Args:
+        images: with `arrays(split)`, `labels` and `source`.
+        folder: where `<dataset>/` goes.
+        part_bytes: the most pixels of a part.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        UserError: if the data set is one of files, or is packed there already.
+    """
+    name = images.source.info.name
+    target = folder / name
+    if images.source.streamed:
+        raise UserError(f"{name} is too large for arrays: it is read from its files")
+    if target.exists():
+        raise UserError(f"{target} exists; remove it or choose another --output")
+    with files.replacing(target) as temporary:
+        temporary.mkdir()
+        parts: list[dict[str, Any]] = []
+        for split in SPLITS:
+            pixels, labels = images.arrays(split)
+            rows = max(1, part_bytes // max(1, pixels[0].nbytes))
+            for first in range(0, len(pixels), rows):
+                file = f"{split}-{first // rows:03d}.npz"
+                part = {"images": pixels[first : first + rows], "labels": labels[first : first + rows]}
+                np.savez_compressed(temporary / file, **part)
+                parts.append({"file": file, "split": split, "sha256": files.sha256(temporary / file)})
+        about = {"name": name, "labels": images.labels, "digest": images.source.digest(), "parts": parts}
+        files.write_json(temporary / "arrays.json", about)
+    return target
+
+
+class ArrayImages:
+    """The images that `write` packed, for a recipe; what the trainer asks of `gated_resnext.data.Images`.
+
+    Args:
+        name: of the data set.
+        recipe: batch size and augmentation.
+        folder: what `write` was given.
+        input_shape: (height, width, channels) that the network takes.
+
+    Raises:
+        UserError: if a part is missing or damaged, or the images do not fit the network or the recipe.
+    """
+
+    def __init__(self, name: str, recipe: Recipe, folder: Any, input_shape: tuple[int, int, int]) -> None:
+        self.recipe, self.input_shape, self.source = recipe, input_shape, self
+        root = pathlib.Path(folder or ".").expanduser() / name
+        if not (root / "arrays.json").is_file():
+            raise UserError(
+                f"there is no {root}/arrays.json; where TensorFlow is, python -m gated_resnext.pack --dataset={name} "
+                f"--output={root.parent} writes it"
+            )
+        about = files.read_json(root / "arrays.json")
+        try:
+            self.labels, self._digest = list(about["labels"]), str(about["digest"])
+            read = {
+                split: [
+                    files.read_arrays(root / part["file"], digest=part["sha256"])
+                    for part in about["parts"]
+                    if part["split"] == split
+                ]
+                for split in SPLITS
+            }
+            self._arrays = {
+                split: tuple(np.concatenate([part[key] for part in parts]) for key in ("images", "labels"))
+                for split, parts in read.items()
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{root}/arrays.json is not what gated_resnext.pack writes: {error!r}") from None
+        pixels = self.arrays("train")[0]
+        height, width, channels = self.input_shape
+        if pixels.shape[3] != channels or pixels.shape[1] < height or pixels.shape[2] < width:
+            raise UserError(f"the images of {name} are {pixels.shape[1:]}. Received: a network of {self.input_shape}")
+        if recipe.crop != "pad":
+            raise UserError(f"arrays are trained on crops of the kind 'pad'. Received: a recipe of {recipe.crop!r}")
+        if len(pixels) < recipe.batch_size:
+            raise UserError(f"{name} has {len(pixels)} training images, fewer than the batch of {recipe.batch_size}")
+
+    def __len__(self) -> int:
+        """Number of test images."""
+        return len(self.arrays("test")[1])
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass over the training images."""
+        return int(len(self.arrays("train")[1]) // self.recipe.batch_size)
+
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """All images, uint8, and labels, int32, of "train" or "test"."""
+        images, labels = self._arrays[split]
+        return images, labels
+
+    def digest(self) -> str:
+        """Tells other images apart."""
+        return self._digest
+
+    def check(self) -> None:
+        """Nothing to find: the parts were compared with their checksums."""
+
+    def cropped(self, split: str) -> np.ndarray:
+        """All images of a split, cropped at the centre."""
+        images, (height, width, _) = self.arrays(split)[0], self.input_shape
+        top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
+        return images[:, top : top + height, left : left + width]
+
+    def mean_image(self) -> np.ndarray:
+        """Per-pixel mean of the centrally cropped training images, float32, 0 to 255 (docs/deviations.md, row 20)."""
+        images = self.cropped("train")
+        total = sum(images[i : i + 1000].sum(0, dtype=np.float64) for i in range(0, len(images), 1000))
+        return np.asarray(total / len(images), np.float32)

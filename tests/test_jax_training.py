@@ -1,0 +1,133 @@
+"""Training under JAX from packed arrays, in processes where TensorFlow cannot be imported."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+
+from gated_resnext import arrays, files
+from gated_resnext.data import Images
+from gated_resnext.errors import UserError
+from gated_resnext.recipes import RECIPES
+
+pytest.importorskip("jax", reason="jax is not installed")
+
+NO_TENSORFLOW = """
+import sys
+sys.modules["tensorflow"] = sys.modules["tensorflow_datasets"] = None
+"""
+TRAIN = """
+import runpy
+sys.argv = ["train", *sys.argv[1:]]
+runpy.run_module("gated_resnext.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def in_jax(code, *args, fails=False):
+    """Runs code where Keras is on JAX and there is no TensorFlow."""
+    result = subprocess.run(
+        [sys.executable, "-c", NO_TENSORFLOW + textwrap.dedent(code), *map(str, args)],
+        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert (result.returncode != 0) == fails, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory, digits_dir):
+    folder = tmp_path_factory.mktemp("arrays")
+    arrays.write(Images("optical_digits", RECIPES["digits"], digits_dir), folder, part_bytes=20_000)
+    return folder
+
+
+def trained(folder, packed, *flags, fails=False):
+    return in_jax(
+        TRAIN,
+        "--entry=digits_11_4_4_k2",
+        "--epochs_scale=0.04",
+        f"--data_dir={packed}",
+        f"--workdir={folder}",
+        *flags,
+        fails=fails,
+    )
+
+
+def test_arrays_hold_the_images_in_parts(packed, digits_dir):
+    there = Images("optical_digits", RECIPES["digits"], digits_dir)
+    here = arrays.ArrayImages("optical_digits", RECIPES["digits"], packed, (8, 8, 1))
+    assert len(list((packed / "optical_digits").glob("train-*.npz"))) > 3
+    for split in ("train", "test"):
+        for found, expected in zip(here.arrays(split), there.arrays(split), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(here.mean_image(), there.mean_image(), rtol=1e-6)
+    assert (len(here), here.steps_per_epoch, here.labels) == (len(there), there.steps_per_epoch, there.labels)
+
+
+def test_a_damaged_part_and_a_missing_data_set_are_said(packed, tmp_path, digits_dir):
+    arrays.write(Images("optical_digits", RECIPES["digits"], digits_dir), tmp_path)
+    part = next((tmp_path / "optical_digits").glob("train-*.npz"))
+    part.write_bytes(part.read_bytes()[:-100])
+    with pytest.raises(UserError, match="damaged"):
+        arrays.ArrayImages("optical_digits", RECIPES["digits"], tmp_path, (8, 8, 1))
+    with pytest.raises(UserError, match=r"gated_resnext\.pack --dataset=cifar10"):
+        arrays.ArrayImages("cifar10", RECIPES["cifar"], tmp_path, (32, 32, 3))
+    with pytest.raises(UserError, match="a network of"):
+        arrays.ArrayImages("optical_digits", RECIPES["digits"], packed, (16, 16, 1))
+    with pytest.raises(UserError, match="exists"):
+        arrays.write(Images("optical_digits", RECIPES["digits"], digits_dir), tmp_path)
+
+
+def test_four_phases_resumed_equal_uninterrupted(packed, tmp_path):
+    """The network learns, its wiring is frozen, and what was stopped ends in the same bytes."""
+    whole = trained(tmp_path / "whole", packed)
+    assert "Phase 4 of 4" in whole.stdout and "Next: python -m export.prune_and_save" in whole.stdout
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    interrupted = textwrap.dedent(
+        """
+        import gated_resnext.trainer as trainer
+        some_steps = trainer._Training._some_steps
+        def stopping(self, *args):
+            some_steps(self, *args)
+            if self.place.step >= 40:
+                raise KeyboardInterrupt
+        trainer._Training._some_steps = stopping
+        """
+    )
+    flags = "--entry=digits_11_4_4_k2", "--epochs_scale=0.04", f"--data_dir={packed}", f"--workdir={tmp_path / 'cut'}"
+    in_jax(interrupted + TRAIN, *flags, "--checkpoint_seconds=0", fails=True)
+    assert not (tmp_path / "cut" / "model.keras").exists()
+    again = trained(tmp_path / "cut", packed)
+    assert "Resuming" in again.stdout
+    newest = [max((tmp_path / run / "checkpoints").glob("*.npz")) for run in ("whole", "cut")]
+    first, second = map(files.read_arrays, newest)
+    assert first.keys() == second.keys()
+    for name in first:
+        if name != "place":
+            np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+
+
+def test_what_jax_trained_is_exported_by_tensorflow(packed, tmp_path):
+    trained(tmp_path, packed, "--precision=mixed_bfloat16", "--remat")
+    result = json.loads((tmp_path / "result.json").read_text())
+    model = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    images = arrays.ArrayImages("optical_digits", RECIPES["digits"], packed, (8, 8, 1))
+    pixels, labels = images.arrays("test")
+    top1 = float(np.mean(np.argmax(model(pixels), -1) == labels))
+    assert top1 == pytest.approx(result["top1"], abs=0.003)
+    assert (model.precision, result["precision"]) == ("float32", "mixed_bfloat16")
+
+
+def test_a_strategy_under_jax_is_said(packed, tmp_path):
+    result = trained(tmp_path, packed, "--strategy=mirrored", fails=True)
+    assert result.stderr.strip().splitlines()[-1].startswith("error: under JAX one device trains")
+    assert not pathlib.Path(tmp_path / "run.json").exists()
