@@ -124,7 +124,7 @@ def _inputs_and_narrowed(gates: Tensor, y: Tensor, kernel: Tensor) -> tuple[Any,
         # That the product waits for the gradient keeps compilers from taking the forward pass's, which would stay.
         x = inputs(gates + 0 * ops.cast(of_h[:1, :1, :1], gates.dtype)[0])
         of_kernel = ops.matmul(ops.transpose(of_h, (0, 2, 1)), x)
-        of_x = ops.where(x > 0, of_x + ops.matmul(of_h, ops.transpose(kernel, (0, 2, 1))), ops.zeros_like(x))
+        of_x = ops.where(x > 0, of_x + ops.matmul(of_h, ops.transpose(kernel, (0, 2, 1))), ops.zeros((), x.dtype))
         of_gates, of_y = _product_gradient(gates, ops.reshape(y, (y.shape[0], -1)), ops.reshape(of_x, (x.shape[0], -1)))
         return of_gates, ops.reshape(of_y, ops.shape(y)), ops.transpose(of_kernel, (0, 2, 1))
 

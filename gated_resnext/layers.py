@@ -215,6 +215,9 @@ class BranchPointwise(keras.layers.Layer):
         counted: the rows of x that make the statistics, (J, some, in_channels); None for all.
         weights: (J, C) of a gated sum: x is then what the C blocks before wrote, and what the blocks read is returned
             before the result.
+        shift_apart: where the product is wider than x, returns it without the shift of its batch norm, and that shift,
+            (J, filters), which costs nothing as `more_shift` of another.
+        more_shift: added to all rows of the result, (1, filters).
 
     Returns:
         (J, rows, filters), or (rows, filters) after a sum.
@@ -250,6 +253,8 @@ class BranchPointwise(keras.layers.Layer):
         training: bool | None = None,
         counted: Tensor | None = None,
         weights: Tensor | None = None,
+        shift_apart: bool = False,
+        more_shift: Tensor | None = None,
     ) -> Any:
         kernel = ops.copy(self.kernel)  # a tensor: TensorFlow's custom gradients take no variables
         if len(x.shape) == 2:  # (rows, in) @ (in, J * filters) -> (J, rows, filters)
@@ -266,10 +271,14 @@ class BranchPointwise(keras.layers.Layer):
         scale, shift = self.norm.affine(
             lambda: moments_after(x if counted is None else counted, kernel, self.synchronized), training
         )
+        kernel = kernel * ops.cast(scale, kernel.dtype)[:, None]
+        if shift_apart:
+            return ops.matmul(x, kernel), shift
+        if more_shift is not None:
+            once = more_shift if self.merge == "none" else ops.pad(more_shift, ((0, self.branches - 1), (0, 0)))
+            shift = shift + ops.cast(once, shift.dtype)  # Keras casts what a layer is called with
         # The shift enters as the weights of a column of ones: a narrow copy instead of a pass over the wide result.
-        kernel = ops.concatenate(
-            [kernel * ops.cast(scale, kernel.dtype)[:, None], ops.cast(shift, kernel.dtype)[:, None]], 1
-        )
+        kernel = ops.concatenate([kernel, ops.cast(shift, kernel.dtype)[:, None]], 1)
         x = ops.pad(x, ((0, 0), (0, 0), (0, 1)), constant_values=1)
         if self.merge == "sum":
             columns = self.branches * (self.in_channels + 1)
@@ -438,8 +447,7 @@ class MultiBranchModule(keras.layers.Layer):
         h = ops.relu(ops.reshape(h, (self.blocks, batch, height, width, self.width)))
         h = ops.relu(self.conv(h, training=training))
         out = (batch, *h.shape[2:4], self.filters)
-        f = self.expand(ops.reshape(h, (self.blocks, -1, self.width)), training=training)
-
+        more_shift = None
         if self.stride != 1:
             x = _every_second(ops.reshape(x, (-1, height, width, channels)))
         if self.projects:
@@ -447,7 +455,10 @@ class MultiBranchModule(keras.layers.Layer):
             if training and self.counted is not None and not shared:
                 branches = ops.reshape(x, (self.blocks, -1, channels))
                 counted = ops.reshape(ops.take(branches, self.counted, axis=0), (1, -1, channels))
-            x = self.project(ops.reshape(x, (1, -1, channels)), training=training, counted=counted)
+            widens = channels < self.filters and self.width < self.filters
+            x = self.project(ops.reshape(x, (1, -1, channels)), training=training, counted=counted, shift_apart=widens)
+            x, more_shift = x if widens else (x, None)
+        f = self.expand(ops.reshape(h, (self.blocks, -1, self.width)), training=training, more_shift=more_shift)
         f = ops.reshape(f, out if self.merge == "sum" else (self.blocks, *out))
         return ops.reshape(x, (*lead, *out)) + f
 

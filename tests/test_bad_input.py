@@ -694,6 +694,8 @@ SINGLE = {
     "on_nan": ["go", "", "STOP"],
     "checkpoint_seconds": ["-1", "abc", "", "nan"],
     "sync_batch_norm": ["maybe", "2", ""],
+    "precision": ["half", "", "float64", "FLOAT32"],
+    "remat": ["maybe"],
     "workdir": ["file", "file/run", "run", "photos", "broken", "quick.json"],
     "data_dir": ["file", "file/data"],
     "architecture": ['{"depth": 29}', "{", "missing.json"],

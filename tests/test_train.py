@@ -146,6 +146,8 @@ def test_the_defaults_are_the_documented_ones(run_python, tmp_path):
         ("on_nan", "stop"),
         ("checkpoint_seconds", "60.0"),
         ("[no]sync_batch_norm", "false"),
+        ("precision", "float32"),
+        ("[no]remat", "false"),
     ):
         assert re.search(rf"--{re.escape(name)}: [^-]*\(default: '{default}'\)", done.stdout, re.DOTALL), name
     assert re.search(rf"--entry: [^-]*Default: {K1}, or one that fits", done.stdout)

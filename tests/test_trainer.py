@@ -15,6 +15,7 @@ from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.data import Images
 from gated_resnext.errors import UserError
+from gated_resnext.loop import TensorFlowEngine
 from gated_resnext.recipes import RECIPES, Phase, Recipe
 from gated_resnext.trainer import Run
 
@@ -275,7 +276,7 @@ PHASES = ((1.6, 0.1, 0.2), (0.5, 0.1), (1.6, 0.01))  # 2 rounds of 9 steps, 1 of
 def uninterrupted(tmp_path_factory, digits_dir):
     """A finished workdir; beside it `after_step_9`, 18, 24, 33 and 42, and `within_step_28`, as it was then."""
     folder, run = tmp_path_factory.mktemp("uninterrupted") / "small", small_run(*PHASES)
-    training = Photographed(run, folder, images_of(run, digits_dir), tf.distribute.get_strategy())
+    training = Photographed(run, folder, images_of(run, digits_dir), TensorFlowEngine())
     training.within = (28,)
     training.run_phases()
     return folder
@@ -494,7 +495,7 @@ def test_rolling_back_ends_when_it_does_not_help(uninterrupted, digits_dir, tmp_
 def test_rolling_back_halves_the_rate_until_the_phase_ends(uninterrupted, digits_dir, tmp_path, capsys, diverging):
     run = small_run(*PHASES, (0.5, 0.004))
     whole = begun(uninterrupted, tmp_path / "whole", run, "after_step_33")
-    training = Photographed(run, whole, images_of(run, digits_dir), tf.distribute.get_strategy(), on_nan="rollback")
+    training = Photographed(run, whole, images_of(run, digits_dir), TensorFlowEngine(), on_nan="rollback")
     training.within = (38,)
     result = training.run_phases()
     said = capsys.readouterr().out
@@ -591,7 +592,8 @@ scope = distribution.strategy()
 assert type(scope).__name__ == "MirroredStrategy" and scope.num_replicas_in_sync == 2, scope
 run = test_trainer.small_run((1.6, 0.1, 0.2), (0.5, 0.1))
 data_dir, whole = sys.argv[1], pathlib.Path(sys.argv[2])
-training = test_trainer.Photographed(run, whole, test_trainer.images_of(run, data_dir), scope)
+engine = test_trainer.TensorFlowEngine(scope)
+training = test_trainer.Photographed(run, whole, test_trainer.images_of(run, data_dir), engine)
 training.within = (13,)
 training.run_phases()
 trainer.train(run, whole.with_name("within_step_13"), data_dir=data_dir, scope=scope)
