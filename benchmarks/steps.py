@@ -6,6 +6,7 @@ Reads "train N" or "infer N" from its input, a line each, and answers a line of 
 memory it has held, in bytes. It answers once when it is ready. Two libraries in one process would fight for the cores.
 
     side    "ours" or "peer" (PyTorch)
+    depth   under 11: of one stage alone, so that 8 is the stem, a module on it, and one gated module
     kind    "learned", "frozen" (a random wiring, all blocks kept), "pruned" (the same, unused blocks cut), "full"
     norm    of the peer's "full": "block", the same function, or "sum", ResNeXt as it is usually written
     layout  of the peer: "last" or "first"
@@ -40,6 +41,7 @@ def architecture(spec: dict[str, Any]) -> Any:
         fan_in=CARDINALITY if full else spec["fan_in"],
         stem_filters=64 if spec["width"] == 64 else 16,
         aggregation="shared" if full else "mean",
+        stages=((spec["depth"] - 2) // 3,) if spec["depth"] < 11 else None,
     )
 
 

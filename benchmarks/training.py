@@ -22,8 +22,10 @@ from benchmarks.sides import Side
 from benchmarks.steps import architecture
 from gated_resnext import errors, files
 
-NETWORKS = flags.DEFINE_list("networks", ["20-4", "29-8", "29-64"], "Depth-width of the networks, 8 blocks a module.")
-BATCHES = flags.DEFINE_list("batches", ["32", "16", "8"], "Images a step, one for each network.")
+NETWORKS = flags.DEFINE_list(
+    "networks", ["8-4", "20-4", "29-8", "29-64"], "Depth-width of the networks, 8 blocks a module; 8 is two modules."
+)
+BATCHES = flags.DEFINE_list("batches", ["32", "32", "16", "8"], "Images a step, one for each network.")
 PEERS = flags.DEFINE_list("peers", ["first", "last"], "Memory layouts of the peer: channels first, channels last.")
 COMPILED = flags.DEFINE_bool("compiled", False, "The peer through torch.compile as well.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)

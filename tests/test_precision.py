@@ -25,7 +25,7 @@ def network(**options):
 
 def losses(model, steps=STEPS):
     images = Images("optical_digits", RECIPES["digits"])
-    optimizer = GateConnectSGD(0.1, 0.2)
+    optimizer = GateConnectSGD(0.03, 0.2)  # at 0.1 rounding soon makes another training of it
     if model.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(model.trainable_variables)
@@ -43,10 +43,10 @@ def in_float32():
 def test_losses_of_mixed_precision_track_those_of_float32(in_float32, precision):
     model = network(precision=precision)
     found = losses(model)
-    assert in_float32[:5].mean() > 2 and in_float32[-5:].mean() < 1.2  # there is something to follow
+    assert in_float32[:5].mean() > 2 and in_float32[-5:].mean() < 1.5  # there is something to follow
     assert not np.array_equal(found, in_float32)
     for window in np.arange(STEPS).reshape(5, 10):
-        np.testing.assert_allclose(found[window].mean(), in_float32[window].mean(), rtol=0.1)
+        np.testing.assert_allclose(found[window].mean(), in_float32[window].mean(), rtol=0.03)
     for variable in model.variables:
         assert variable.dtype in ("float32", "int32"), variable.path
 
