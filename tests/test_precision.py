@@ -46,7 +46,7 @@ def test_losses_of_mixed_precision_track_those_of_float32(in_float32, precision)
     assert in_float32[:5].mean() > 2 and in_float32[-5:].mean() < 1.5  # there is something to follow
     assert not np.array_equal(found, in_float32)
     for window in np.arange(STEPS).reshape(5, 10):
-        np.testing.assert_allclose(found[window].mean(), in_float32[window].mean(), rtol=0.03)
+        np.testing.assert_allclose(found[window].mean(), in_float32[window].mean(), rtol=0.06)
     for variable in model.variables:
         assert variable.dtype in ("float32", "int32"), variable.path
 
