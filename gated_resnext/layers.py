@@ -236,7 +236,9 @@ class BranchPointwise(keras.layers.Layer):
         super().__init__(**kwargs)
         self.branches, self.filters, self.merge, self.seed = branches, filters, merge, seed
         self.synchronized = synchronized
-        self.norm = BranchNorm(name="norm", dtype=self.dtype_policy)
+        # A sum of C unit variances would grow C times a module: it starts as their mean (docs/deviations.md, row 14).
+        gamma = 1.0 / branches if merge == "sum" else 1.0
+        self.norm = BranchNorm(gamma, name="norm", dtype=self.dtype_policy)
 
     def build(self, shape: Any) -> None:
         self.in_channels = int(shape[-1])

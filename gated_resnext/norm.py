@@ -19,11 +19,21 @@ LANES = 64  # channels side by side from which on a broadcast over them runs at 
 
 
 class BranchNorm(keras.layers.Layer):
-    """Batch norm of J branches: y = gamma (x - mean) / sqrt(variance + 1e-5) + beta, the variables (J, channels)."""
+    """Batch norm of J branches: y = gamma (x - mean) / sqrt(variance + 1e-5) + beta, the variables (J, channels).
+
+    Args:
+        gamma: what the scale starts from.
+    """
+
+    def __init__(self, gamma: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.initial_gamma = gamma
 
     def build(self, shape: Sequence[int]) -> None:
         options: dict[str, Any] = {"shape": tuple(shape), "dtype": "float32", "autocast": False}
-        self.gamma = self.add_weight(name="gamma", initializer="ones", **options)
+        self.gamma = self.add_weight(
+            name="gamma", initializer=keras.initializers.Constant(self.initial_gamma), **options
+        )
         self.beta = self.add_weight(name="beta", initializer="zeros", **options)
         options |= {"trainable": False, "aggregation": "mean"}
         self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **options)

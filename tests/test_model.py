@@ -199,6 +199,17 @@ def test_all_ones_gates_under_the_mean_are_resnext(training):
         assert_close(gated(images, training=training), expected, 1e-3 if training else 1e-4)
 
 
+def test_resnext_begins_as_the_network_that_reads_all_blocks():
+    arch = SMALL.replace(fan_in=3)
+    gated = GatedResNeXt(arch, classifier_activation=None, seed=3)
+    resnext = GatedResNeXt(arch.replace(aggregation="shared"), classifier_activation=None, seed=3)
+    images = np.random.default_rng(0).integers(0, 256, (8, *arch.input_shape)).astype("uint8")
+    for training in (False, True):
+        np.testing.assert_allclose(
+            resnext(images, training=training), gated(images, training=training), rtol=1e-4, atol=1e-5
+        )
+
+
 def test_every_block_of_module_1_reads_the_stem():
     model = network(SMALL)
     before = [layer.name for layer in model.layers].index("stage1_module1")
