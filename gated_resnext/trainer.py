@@ -1,7 +1,7 @@
 """Runs the phases of a recipe, in a workdir that training again resumes.
 
 The workdir holds: `run.json` (what is trained), `checkpoints/` (the newest states), `metrics.jsonl` and `tensorboard/`
-(one row a round), and at the end `gates.npz`, `model.keras` and `result.json`.
+(one row a round), `gates/` (how they moved), and at the end `gates.npz`, `model.keras` and `result.json`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from gated_resnext import files, gates, pruning, workdir
 from gated_resnext.checkpoints import Checkpoints, Place
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.errors import UserError
+from gated_resnext.gate_history import GateHistory
 from gated_resnext.memory import keep_freed_memory
 from gated_resnext.metrics import Metrics
 from gated_resnext.model import GatedResNeXt
@@ -146,6 +147,7 @@ class _Training:
             keep_freed_memory()
         self.checkpoints = Checkpoints(folder / "checkpoints", checkpoint_s)
         self.schedule: tuple[Steps, ...] = run.recipe.steps(images.steps_per_epoch)
+        self.history = GateHistory(folder, self._learning_steps)
         self.place = Place(images=images.source.digest())
         self.wiring = Connectivity.initial(run.architecture, run.wiring, seed=run.seed)
         self.unused: pruning.Weights = {}
@@ -162,6 +164,14 @@ class _Training:
     @property
     def total_steps(self) -> int:
         return sum(steps.epochs * steps.steps for steps in self.schedule)
+
+    @property
+    def _learning_steps(self) -> int:
+        """Those in which gates are learned."""
+        if self.run.wiring != "learned" or not self.run.architecture.learnable:
+            return 0
+        phases = zip(self.run.recipe.phases, self.schedule, strict=True)
+        return sum(steps.epochs * steps.steps for phase, steps in phases if phase.gate_learning_rate > 0)
 
     @property
     def rounds_done(self) -> int:
@@ -203,9 +213,11 @@ class _Training:
         place = self.place
         left = (steps.epochs - place.round) * steps.steps - place.steps
         batches = self.engine.train_batches(self.images, self.run.seed, place.step, left)
+        self._record_gates(loop)
         while place.round < steps.epochs:
             while place.steps < steps.steps:
                 self._some_steps(loop, batches, steps.steps - place.steps, phase)
+                self._record_gates(loop)
                 if self.checkpoints.due():
                     self.save(loop)
                 self._stop_if_asked(loop)
@@ -226,7 +238,7 @@ class _Training:
     def _some_steps(self, loop: Any, batches: Iterator[Any], left: int, phase: Phase) -> None:
         """One call of the compiled loop, of as many steps as take about `CALL_S`."""
         place, began = self.place, time.monotonic()
-        scores = loop.train(batches, min(left, self.call_steps))
+        scores = loop.train(batches, int(min(left, self.call_steps, self.history.until_next(place.step))))
         spent = time.monotonic() - began
         place.seconds += spent
         for row in scores:
@@ -245,6 +257,11 @@ class _Training:
             fitting = math.floor(CALL_S * len(scores) / spent)
             self.call_steps = max(1, min(2 * self.call_steps, fitting, self.engine.most_steps))
         loop.compiled = True
+
+    def _record_gates(self, loop: Any) -> None:
+        """Before the checkpoint of the same step, so that none is of a step whose recording a kill prevented."""
+        if self.chief and self.history.due(self.place.step) and (real_gates := loop.model.real_gates()):
+            self.history.write(self.place.step, real_gates)
 
     def _end_round(self, loop: Any, phase: Phase, steps: Steps) -> None:
         """Evaluation, a row of metrics, a checkpoint."""
@@ -400,6 +417,7 @@ class _Training:
             self.progress.say(f"Resuming {self.run.entry} after step {self.place.step} of {self.total_steps}")
         self.engine.check_together(self.place.step)
         if self.chief:
+            self.history.discard(self.place.step)
             self.metrics = Metrics(self.folder, (self.place.phase + 1, self.place.round))
         if self.place.round == self.schedule[self.place.phase].epochs:
             self.place.phase, self.place.round, self.place.rate = self.place.phase + 1, 0, 1.0

@@ -136,7 +136,7 @@ def alone(workdir: pathlib.Path, chief: bool = True) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        for partial in [*workdir.glob(".*.partial"), *workdir.glob("checkpoints/.*.partial")]:
+        for partial in [*workdir.glob(".*.partial"), *workdir.glob("*/.*.partial")]:
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed while it wrote
         yield
 

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 
-from gated_resnext import arrays, files
+from gated_resnext import arrays, files, gate_history
 from gated_resnext.data import Images
 from gated_resnext.errors import UserError
 from gated_resnext.recipes import RECIPES
@@ -114,6 +114,10 @@ def test_four_phases_resumed_equal_uninterrupted(packed, tmp_path):
     for name in first:
         if name != "place":
             np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    steps, histories = zip(*(gate_history.read(tmp_path / run) for run in ("whole", "cut")), strict=True)
+    np.testing.assert_array_equal(steps[0], range(22))  # a step each: 0.96 epochs of 22 steps
+    np.testing.assert_array_equal(*steps)
+    np.testing.assert_array_equal(*histories)
 
 
 def test_what_jax_trained_is_exported_by_tensorflow(packed, tmp_path):

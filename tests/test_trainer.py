@@ -63,6 +63,15 @@ def newest(folder):
     return {**state, "place": json.loads(str(state["place"]))}
 
 
+def recordings(folder):
+    """The gates at every step they were written down at."""
+    return {
+        f"{path.stem}/{name}": gate
+        for path in (folder / "gates").glob("*")
+        for name, gate in files.read_arrays(path).items()
+    }
+
+
 def timeless(row):
     return {name: value for name, value in row.items() if name not in ("seconds", "images_per_s")}
 
@@ -78,6 +87,7 @@ def assert_same_end(found, expected):
     both = [of_checkpoints, of_models]
     if (expected / "gates.npz").exists():
         both.append(tuple(files.read_arrays(folder / "gates.npz") for folder in (found, expected)))
+    both.append((recordings(found), recordings(expected)))
     for one, other in both:
         assert set(one) == set(other)
         for name, value in other.items():
@@ -130,6 +140,7 @@ def test_a_run_writes_its_files(trained):
         "checkpoints/step000000036.npz",
         "checkpoints/step000000043.npz",
         "metrics.jsonl",
+        *(f"gates/{step}.npz" for step in range(17)),
         "gates.npz",
         "model.keras",
         "result.json",
