@@ -19,6 +19,7 @@ from typing import Any
 
 from absl import flags
 
+from benchmarks.traffic import by_theory, wide_bytes
 from gated_resnext import errors, files
 from gated_resnext.architecture import Architecture
 from gated_resnext.recipes import RECIPES
@@ -30,7 +31,6 @@ ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns.", lower_bound=1)
 PRECISION = flags.DEFINE_string("precision", "mixed_bfloat16", "Of the arithmetic.")
 MEBI = flags.DEFINE_integer("mebi", 256, "Of the tensors that the machine's limits are measured with.", lower_bound=1)
 JSON = flags.DEFINE_string("json", None, "File for all times.")
-PASSES = 24  # reads and writes of a wide tensor in a training step of a learned module: benchmarks/wide_passes.py
 KINDS: dict[str, dict[str, Any]] = {
     "learned K=4": {"fan_in": 4},
     "learned K=1": {"fan_in": 1},
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> None:
         f"{jax.devices()[0].device_kind}, JAX {jax.__version__}: {limit['copy'] / 1e9:.0f} GB/s, "
         f"{limit['product'] / 1e12:.2f} TFLOP/s in bfloat16\n\n"
         f"| network, batch {BATCH.value}, {PRECISION.value} | images/s | of the matrix rate | of the bandwidth, by "
-        f"{PASSES} wide passes a module |\n|---|---|---|---|"
+        f"{by_theory()} wide passes a module |\n|---|---|---|---|"
     )
     rows = []
     for network in NETWORKS.value:
@@ -58,10 +58,12 @@ def main(argv: list[str]) -> None:
             )
             seconds = _training(arch)
             step = statistics.median(seconds)
-            operations, wide = 6 * arch.multiply_adds() * BATCH.value / step, _wide_bytes(arch) / step
+            size = 2 if "16" in PRECISION.value else 4
+            wide = wide_bytes(arch, (arch.cardinality,) * arch.modules, BATCH.value, size) / step
+            operations = 6 * arch.multiply_adds() * BATCH.value / step
             cells = [f"{{{depth},{width},8}}, {kind}", f"{BATCH.value / step:,.0f}"]
             cells += [f"{100 * operations / limit['product']:.1f} %"]
-            cells += ["" if arch.aggregation == "shared" else f"{100 * PASSES * wide / limit['copy']:.0f} %"]
+            cells += ["" if arch.aggregation == "shared" else f"{100 * by_theory() * wide / limit['copy']:.0f} %"]
             print("| " + " | ".join(cells) + " |", flush=True)
             rows.append({"network": network, "kind": kind, "seconds": seconds})
     ways = _two_ways()
@@ -92,13 +94,6 @@ def _training(arch: Architecture) -> list[float]:
     batches = Batches(Plan(recipe, arch.input_shape, 4), (pixels, labels, fill, jax.random.key(0)), 0)
     loop.train(batches, STEPS.value)
     return [_seconds(lambda: loop.train(batches, STEPS.value)) / STEPS.value for _ in range(ROUNDS.value)]
-
-
-def _wide_bytes(arch: Architecture) -> float:
-    """Bytes of what the modules before the last write, each counted once."""
-    size = 2 if "16" in PRECISION.value else 4
-    outputs = (plan.out_size[0] * plan.out_size[1] * plan.filters for plan in arch.plan()[:-1])
-    return size * BATCH.value * arch.cardinality * sum(outputs)
 
 
 def _limits() -> dict[str, float]:

@@ -13,6 +13,7 @@ import pathlib
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -20,6 +21,7 @@ from absl import flags
 from benchmarks import report
 from benchmarks.sides import Side
 from benchmarks.steps import architecture
+from benchmarks.traffic import by_theory, wide_bytes
 from gated_resnext import errors, files
 
 NETWORKS = flags.DEFINE_list(
@@ -29,6 +31,7 @@ BATCHES = flags.DEFINE_list("batches", ["32", "32", "16", "8"], "Images a step, 
 PEERS = flags.DEFINE_list("peers", ["first", "last"], "Memory layouts of the peer: channels first, channels last.")
 COMPILED = flags.DEFINE_bool("compiled", False, "The peer through torch.compile as well.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 3, "Steps in a turn.", lower_bound=1)
 JSON = flags.DEFINE_string("json", None, "File for all times.")
 MARKDOWN = flags.DEFINE_string("markdown", "-", "File whose part between the benchmark's comments is replaced.")
 
@@ -78,7 +81,7 @@ def measured(network: str, batch: int, peers: bool = False) -> dict[str, Any]:
     for _ in range(ROUNDS.value):
         for what, of_sides in times.items():
             for name, side in sides.items():
-                of_sides[name].append(side.take(what))
+                of_sides[name].append(side.take(what, STEPS.value))
     peaks = {name: side.peak for name, side in sides.items()}
     for side in sides.values():
         side.close()
@@ -94,7 +97,13 @@ def main(argv: list[str]) -> None:
     for name, batch in zip(NETWORKS.value, BATCHES.value, strict=True):
         # In two parts, for the memory that all these processes hold.
         rows += [measured(name, int(batch), peers) for peers in (False, True)[: 1 + bool(PEERS.value)]]
-    result = {"machine": report.machine(), "limits": limits, "rounds": ROUNDS.value, "networks": rows}
+    result = {
+        "machine": report.machine(),
+        "limits": limits,
+        "rounds": ROUNDS.value,
+        "steps": STEPS.value,
+        "networks": rows,
+    }
     if JSON.value:
         path = pathlib.Path(JSON.value)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +116,9 @@ def markdown(result: dict[str, Any]) -> str:
     limits = result["limits"]
     lines = [
         f"{report.described(result['machine'])}. Adding two tensors moves {limits['copy'] / 1e9:.1f} GB/s, a float32 "
-        f"product of two matrices of 2048 does {limits['product'] / 1e9:.0f} GFLOP/s. {result['rounds']} turns.",
+        f"product of two matrices of 2048 does {limits['product'] / 1e9:.0f} GFLOP/s. {result['rounds']} turns of "
+        f"{result['steps']} steps. The bandwidth is that of the wide passes that theory asks for ({by_theory()} of a "
+        f"learned input, {by_theory(False)} of a fixed one).",
         "",
     ]
     for row in result["networks"]:
@@ -117,7 +128,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 def _network_table(row: dict[str, Any], limits: dict[str, float]) -> list[str]:
     head = [f"{{{row['network'].replace('-', ',')},8}}, batch {row['batch']}"]
-    head += ["training, images/s", "of the matrix rate", "inference, images/s", "peak memory, GiB"]
+    head += ["training, images/s", "of the matrix rate", "of the bandwidth", "inference, images/s", "peak memory, GiB"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, times in row["seconds"]["train"].items():
         step, call = statistics.median(times), statistics.median(row["seconds"]["infer"][name])
@@ -125,12 +136,23 @@ def _network_table(row: dict[str, Any], limits: dict[str, float]) -> list[str]:
         blocks = _blocks(spec)
         operations = 6 * architecture(spec).multiply_adds(blocks) * row["batch"] / step
         cells = [name, f"{row['batch'] / step:.1f}", f"{100 * operations / limits['product']:.0f} %"]
+        cells += [_of_the_bandwidth(spec, blocks, row["batch"], step, limits)]
         cells += [f"{row['batch'] / call:.1f}", f"{row['peak'][name] / 2**30:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def _blocks(spec: dict[str, Any]) -> Any:
+def _of_the_bandwidth(
+    spec: dict[str, Any], blocks: Sequence[int], batch: int, step: float, limits: dict[str, float]
+) -> str:
+    """The share of the machine's bandwidth that a step's wide passes take; none where all blocks share one input."""
+    if spec["kind"] == "full":
+        return ""
+    moved = by_theory(spec["kind"] == "learned") * wide_bytes(architecture(spec), blocks, batch)
+    return f"{100 * moved / step / limits['copy']:.0f} %"
+
+
+def _blocks(spec: dict[str, Any]) -> Sequence[int]:
     from benchmarks.steps import wiring
 
     found = wiring(spec)

@@ -15,6 +15,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks import report
+from benchmarks.traffic import THEORY
 from gated_resnext import errors
 
 MARKDOWN = flags.DEFINE_string("markdown", "-", "File whose part between the benchmark's comments is replaced.")
@@ -31,21 +32,6 @@ MOVES_NOTHING = {
     "Shape",
     "NoOp",
 }
-# What each operation must read and write, by (pass, operation): wide tensors read, written, and why.
-THEORY = (
-    ("forward", "sum of the gates", 1, 1, "reads y, writes s"),
-    ("forward", "ReLU", 1, 1, "reads s, writes x; kept for the backward pass"),
-    ("forward", "narrowing 1x1", 1, 0, "reads x"),
-    ("forward", "statistics of the last batch norm", 0, 0, "from the narrow tensor"),
-    ("forward", "widening 1x1", 0, 1, "writes f, its scale and shift in the kernel"),
-    ("forward", "shortcut", 2, 1, "reads x and f, writes the next y"),
-    ("backward", "widening 1x1", 2, 0, "reads dy for its input's gradient and for its kernel's"),
-    ("backward", "narrowing 1x1", 1, 1, "reads x for the kernel's gradient, writes its part of dx"),
-    ("backward", "shortcut", 2, 1, "adds dy and that part"),
-    ("backward", "ReLU", 2, 1, "reads dx and x, writes ds"),
-    ("backward", "gates", 3, 0, "reads ds, and y once for each half of the rows (one core each)"),
-    ("backward", "sum of the gates", 1, 1, "reads ds, writes dy of the module before"),
-)
 VARIANTS: dict[str, dict[str, Any]] = {"learned": {}, "learned, remat": {"remat": True}, "frozen": {"fixed": True}}
 
 
