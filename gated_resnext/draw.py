@@ -1,7 +1,13 @@
-"""Draws what a network learned beside the full wiring, after Figure 3 of the paper.
+"""Draws what a network learned.
 
-python -m gated_resnext.draw --workdir=runs/digits_11_4_4_k1 --output=wiring.svg
-python -m gated_resnext.draw --entry=cifar10_20_4_8_k1 --output=wiring.svg
+    python -m gated_resnext.draw --workdir=runs/digits_11_4_4_k1 --output=wiring.svg
+    python -m gated_resnext.draw --entry=cifar10_20_4_8_k1 --output=wiring.png
+    python -m gated_resnext.draw --what=active --workdir=runs/digits_11_4_4_k1,runs/digits_11_4_4_k2
+    python -m gated_resnext.draw --what=gates --workdir=runs/digits_11_4_4_k1 --output=gates.gif
+    python -m gated_resnext.draw --what=curves --workdir=runs/digits_11_4_4_k1 --entry=digits_11_4_4_k1
+
+The wiring stands beside the full one, as in Figure 3 of the paper; active blocks are Figures 4 and 5; gates are shown
+as they moved while they were learned, on a page with a slider or as a GIF, or as they were in the end.
 """
 
 from __future__ import annotations
@@ -10,43 +16,32 @@ import pathlib
 
 from absl import flags
 
-from gated_resnext import errors, files, zoo
-from gated_resnext.connectivity import Connectivity
-from gated_resnext.drawing import wiring_svg
-from gated_resnext.workdir import Run
+from gated_resnext import errors
+from gated_resnext.drawing import pictures
+from gated_resnext.drawing.subjects import Subject
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a training whose wiring is frozen.")
-ENTRY = flags.DEFINE_string("entry", None, "Network of the zoo with published weights, instead of a workdir.")
-OUTPUT = flags.DEFINE_string("output", "wiring.svg", "SVG file to write.")
+WHAT = flags.DEFINE_enum("what", "wiring", list(pictures.KINDS), "What to draw.")
+WORKDIR = flags.DEFINE_list("workdir", [], "Folders of trainings, with commas between them.")
+ENTRY = flags.DEFINE_list("entry", [], "Networks of the zoo with published weights, with commas between them.")
+OUTPUT = flags.DEFINE_string(
+    "output",
+    None,
+    "File to write: .svg or .png, for gates also .gif or .html. Default: "
+    + ", ".join(kind.default for kind in pictures.KINDS.values())
+    + ".",
+)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    if (WORKDIR.value is None) == (ENTRY.value is None):
+    subjects = [*map(Subject.of_workdir, WORKDIR.value), *map(Subject.of_entry, ENTRY.value)]
+    if not subjects:
         raise errors.UserError(
-            "give one of --workdir=FOLDER (a training of yours) and --entry=NAME (published weights)"
+            "give --workdir=FOLDER (a training of yours) or --entry=NAME (published weights), or several: A,B"
         )
-    if ENTRY.value:
-        name, arch, found = ENTRY.value, zoo.architecture(ENTRY.value), zoo.card(ENTRY.value)
-        if found is None:
-            raise errors.UserError(
-                f"{name} has no published weights; train it: python -m gated_resnext.train --entry={name}"
-            )
-    else:
-        workdir = pathlib.Path(WORKDIR.value).expanduser()
-        run = Run.read(workdir)
-        name, arch, found = run.entry, run.architecture, files.read_json(workdir / "result.json")
-    full = Connectivity.full(arch.modules, arch.cardinality)
-    try:
-        learned = Connectivity.from_dict(found["connectivity"]) if found["connectivity"] else full
-        if len(learned.blocks) != arch.modules:
-            raise ValueError(f"{len(learned.blocks)} modules instead of {arch.modules}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise errors.UserError(f"{ENTRY.value or WORKDIR.value} holds no wiring of {name}: {error}") from None
-    path = pathlib.Path(OUTPUT.value).expanduser()
-    with files.replacing(path) as temporary:
-        temporary.write_text(wiring_svg([("full (ResNeXt)", full), (name, learned)]), encoding="utf-8")
-    print(f"{name}: {sum(learned.active_blocks)} of {sum(learned.blocks)} blocks are active. Written to {path}")
+    default = pictures.KINDS[WHAT.value].default
+    path = pathlib.Path(default if OUTPUT.value is None else OUTPUT.value).expanduser()
+    print(f"{pictures.draw(WHAT.value, subjects, path)}. Written to {path}")
 
 
 if __name__ == "__main__":
