@@ -782,7 +782,21 @@ def cases():
     for result_ in RESULTS:
         add(DRAW, f"result {result_}", f"--workdir=results/{result_}")
     add(DRAW, "output folder", f"--entry={K1}", "--output=photos")
+    add(DRAW, "output a folder of a good name", f"--entry={K1}", "--output=pictures.svg")
     add(DRAW, "output below a file", f"--entry={K1}", "--output=file/x.svg")
+    for what in ("", "Wiring", "wiring,gates", "all"):
+        add(DRAW, f"what {what}", f"--entry={K1}", f"--what={what}")
+    for what in ("wiring", "active", "gates", "curves"):
+        for name in ("x.pdf", "x", ".svg", "", "x.svgz", "x.html.txt"):
+            add(DRAW, f"{what} as {name}", f"--entry={K1}", f"--what={what}", f"--output={name}")
+        for name in (RESULTS if what == "active" else ["no connectivity"]) if what != "wiring" else []:
+            add(DRAW, f"{what} of result {name}", f"--what={what}", f"--workdir=results/{name}")
+        add(DRAW, f"{what} of nothing", f"--what={what}")
+        add(DRAW, f"{what} of what is not there", f"--what={what}", f"--workdir=missing,{K1}", f"--entry={K1},nope")
+    add(DRAW, "wiring as gif", f"--entry={K1}", "--output=x.gif")
+    add(DRAW, "gates of the zoo", f"--entry={K1}", "--what=gates")
+    add(DRAW, "gates of two", "--workdir=run,run", "--what=gates")
+    add(DRAW, "active of two cardinalities", f"--entry={K1},cifar10_20_4_8_k1", "--what=active")
     for number, value in enumerate(["", "onnx", "tflite,onnx", " ", ",", "SAVED_MODEL"]):
         add(EXPORT, f"formats {number}: {value}", f"--entry={K1}", f"--formats={value}")
     add(EXPORT, "images", f"--entry={K1}", "--images=-1")
@@ -818,6 +832,8 @@ def reported(place, run_python, tmp_path_factory):
     (folder / "padded.json").write_text(json.dumps({**RECIPE, "crop": "pad", "pad": 10**30}))
     (folder / "resized.json").write_text(json.dumps({**RECIPE, "test_resize": 10**30}))
     files.write_json(folder / "run" / "run.json", {**GOOD_RUN, "entry": "another"})
+    (folder / "pictures.svg").mkdir()
+    (folder / "pictures.svg" / "kept").touch()
     (folder / "broken").mkdir()
     (folder / "broken" / "run.json").write_text("{")
     shutil.copytree(folder / "photos", folder / "broken_images")

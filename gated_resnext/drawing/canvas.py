@@ -85,6 +85,7 @@ def picture(path: Path, width: float, height: float, *, layout: str | None = "co
     kind = ending(path)
     with figure(width, height, layout=layout) as drawn:
         yield drawn
-        without_date: dict[str, Any] = {"Date": None} if kind == ".svg" else {"Software": None}
+        # Nothing of when and with which version it was drawn: the same picture is the same file.
+        metadata: dict[str, Any] = {"Date": None, "Creator": None} if kind == ".svg" else {"Software": None}
         with files.replacing(path) as temporary:
-            drawn.savefig(temporary, format=kind[1:], metadata=without_date)
+            drawn.savefig(temporary, format=kind[1:], metadata=metadata)
