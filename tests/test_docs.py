@@ -9,7 +9,9 @@ import subprocess
 import sys
 
 import pytest
+from test_draw import documented
 
+from gated_resnext.drawing.pictures import KINDS
 from gated_resnext.recipes import Recipe
 
 DOCS = pathlib.Path(__file__).parent.parent / "docs"
@@ -21,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 def blocks(page, *languages):
     """Language and text of the fenced blocks of a page, in order."""
     text = (DOCS / page).read_text(encoding="utf-8")
-    found = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     return [(language, block) for language, block in found if language in languages]
 
 
@@ -42,10 +44,21 @@ def test_the_tutorial_runs(tmp_path, digits_dir):
         printed.append(done.stdout)
     assert len(list((tmp_path / "photos").rglob("*.png"))) == 1437
     assert "Trained photos_11_4_4_k1 on folder:" in printed[1] and re.search(r"of 14\d test images", printed[1])
-    assert (tmp_path / "wiring.svg").is_file()
-    assert "Written to models/photos_11_4_4_k1" in printed[3]
-    answers = printed[4].strip()
+    assert (tmp_path / "wiring.svg").is_file() and (tmp_path / "gates.html").is_file()
+    assert "Written to models/photos_11_4_4_k1" in printed[4]
+    answers = printed[5].strip()
     assert re.fullmatch(r"\['digit_\d'(, 'digit_\d'){7}\]", answers), answers
+
+
+def test_the_pictures_of_the_training_page_are_those_of_the_command():
+    """Whose documented lines run in tests/test_draw.py."""
+    lines = [
+        line for _, block in blocks("training.md", "") for line in block.splitlines() if "gated_resnext.draw" in line
+    ]
+    assert len(lines) == 4 and set(lines) <= set(documented())
+    text = (DOCS / "training.md").read_text(encoding="utf-8")
+    for what, kind in KINDS.items():
+        assert re.search(rf"^\| `{what}` \| .* \| {re.escape(', '.join(kind.endings))} \|$", text, re.MULTILINE), what
 
 
 def test_the_recipe_of_the_training_page_is_one():

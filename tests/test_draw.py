@@ -1,6 +1,9 @@
 """The command that draws: every kind of picture of a training and of the zoo, and what it says when it cannot."""
 
+import importlib.util
 import json
+import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -8,11 +11,18 @@ import PIL.Image
 import pytest
 from picture import Svg
 
-from gated_resnext import draw, files, gate_history, zoo
+from gated_resnext import files, gate_history, zoo
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.drawing import pictures
 from gated_resnext.drawing.subjects import Subject
 from gated_resnext.errors import UserError
+
+
+def documented():
+    """The commands of the module's docstring, read and not imported: every command has flags of the same names."""
+    text = pathlib.Path(importlib.util.find_spec("gated_resnext.draw").origin).read_text(encoding="utf-8")
+    return re.findall(r"^    (python -m .*)$", text, re.MULTILINE)
+
 
 K1 = "digits_11_4_4_k1"
 PUBLISHED = "cifar10_20_4_8_k1"
@@ -25,7 +35,7 @@ def other(trained, tmp_path):
 
 
 def test_every_documented_command_runs_without_tensorflow(trained, tmp_path, run_python):
-    lines = [line.split() for line in draw.__doc__.splitlines() if line.startswith("    python -m ")]
+    lines = [line.split() for line in documented()]
     assert len(lines) == 5
     for entry in (K1, K1.replace("k1", "k2")):
         shutil.copytree(trained, tmp_path / "runs" / entry)
@@ -104,6 +114,19 @@ def test_a_training_under_way_has_gates_and_curves_and_no_wiring_yet(other, tmp_
     with pytest.raises(UserError, match="no gates are recorded in"):
         pictures.draw("gates", [subject], tmp_path / "x.svg")
     assert {path.name for path in tmp_path.iterdir()} == {"runs", "gates.png", "curves.png"}
+
+
+def test_real_valued_gates_weigh_the_full_wiring(trained, other, tmp_path):
+    """Their network is never frozen: the last of what was recorded is what it has."""
+    (other / "gates.npz").unlink()
+    run, result = files.read_json(other / "run.json"), files.read_json(other / "result.json")
+    files.write_json(other / "run.json", {**run, "architecture": {**run["architecture"], "gates": "real"}})
+    files.write_json(other / "result.json", {**result, "connectivity": None})
+    pictures.draw("wiring", [Subject.of_workdir(other)], tmp_path / "wiring.svg")
+    svg, gates = Svg(tmp_path / "wiring.svg"), files.read_arrays(trained / "gates.npz")
+    assert svg.count("edge-2", "path") == 4 + 2 * 16 + 4
+    both = np.stack(list(gates.values()))
+    assert {f"real gate {both.min():.3g}", f"{both.max():.3g}"} <= set(svg.texts)
 
 
 def test_gates_of_another_network_are_refused(other, tmp_path):

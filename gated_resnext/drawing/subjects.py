@@ -82,18 +82,24 @@ class Subject:
         return wiring
 
     def real_gates(self) -> list[np.ndarray] | None:
-        """The gates of modules 2 to M at the moment the wiring was frozen; None where they were not kept.
+        """The gates of modules 2 to M, at the moment the wiring was frozen; None where they were not kept.
+
+        Of a network with real-valued gates, whose wiring is never frozen, they are those of the last recording.
 
         Raises:
-            UserError: if the file is damaged or of another network.
+            UserError: if a file is damaged or of another network.
         """
-        path = self.workdir / "gates.npz" if self.workdir else None
-        if path is None or not path.is_file():
+        if self.workdir is None:
             return None
-        named = files.read_arrays(path)
-        gates = [named[name] for name in (f"module{number}" for number in self._gated) if name in named]
-        self._check(gates, path)
-        return gates
+        path = self.workdir / "gates.npz"
+        if path.is_file():
+            named = files.read_arrays(path)
+            gates = [named[name] for name in (f"module{number}" for number in self._gated) if name in named]
+            self._check(gates, path)
+            return gates
+        if self.architecture.gates == "real" and (self.workdir / gate_history.FOLDER).is_dir():
+            return [history[-1] for history in self.movement().real_gates]
+        return None
 
     def movement(self) -> Movement:
         """How its gates moved.
