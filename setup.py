@@ -20,10 +20,11 @@ TEST = [
     *SERVING,
     "hypothesis>=6.100",
     "jax>=0.5",  # the same layers on another backend
+    "ipykernel>=6.29",
     "mypy>=1.10",
+    "nbclient>=0.10",
     "build>=1.2",
     "openvino>=2026.0",
-    "pillow>=10",
     "pytest>=8",
     "pytest-xdist>=3.5",
     "pyyaml>=6",
@@ -52,7 +53,9 @@ setup(
         "flatbuffers>=24.3",
         "importlib_resources>=6.0",  # tensorflow-datasets 4.9.10 imports it and does not ask for it
         "keras>=3.15",
+        "matplotlib>=3.8",
         "numpy>=1.26",
+        "pillow>=10",
         "tensorboard>=2.20",
         "tensorflow>=2.21",
         "tensorflow-datasets>=4.9.10",
