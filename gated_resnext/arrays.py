@@ -63,12 +63,15 @@ class ArrayImages:
         recipe: batch size and augmentation.
         folder: what `write` was given.
         input_shape: (height, width, channels) that the network takes.
+        limit: of the training images, only the first so many; None for all.
 
     Raises:
         UserError: if a part is missing or damaged, or the images do not fit the network or the recipe.
     """
 
-    def __init__(self, name: str, recipe: Recipe, folder: Any, input_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, name: str, recipe: Recipe, folder: Any, input_shape: tuple[int, int, int], limit: int | None = None
+    ) -> None:
         self.recipe, self.input_shape, self.source = recipe, input_shape, self
         root = pathlib.Path(folder or ".").expanduser() / name
         if not (root / "arrays.json").is_file():
@@ -93,7 +96,14 @@ class ArrayImages:
             }
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{root}/arrays.json is not what gated_resnext.pack writes: {error!r}") from None
-        pixels = self.arrays("train")[0]
+        pixels, labels = self.arrays("train")
+        if limit is not None:
+            if not 1 <= limit <= len(pixels):
+                raise UserError(
+                    f"limit must be between 1 and the {len(pixels):,} training images of {name}. Received: {limit}"
+                )
+            pixels, self._digest = pixels[:limit], f"{self._digest}, the first {limit}"
+            self._arrays["train"] = pixels, labels[:limit]
         height, width, channels = self.input_shape
         if pixels.shape[3] != channels or pixels.shape[1] < height or pixels.shape[2] < width:
             raise UserError(f"the images of {name} are {pixels.shape[1:]}. Received: a network of {self.input_shape}")

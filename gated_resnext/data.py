@@ -61,6 +61,7 @@ class Images:
         recipe: batch size and augmentation.
         data_dir: folder of tensorflow-datasets.
         input_shape: (height, width, channels) that the network takes; None for the data set's own.
+        limit: of the training images, only the first so many; None for all.
 
     Raises:
         UserError: if the data set is not there, smaller than a batch, or of another kind than the recipe's.
@@ -80,8 +81,9 @@ class Images:
         recipe: Recipe,
         data_dir: str | os.PathLike[str] | None = None,
         input_shape: tuple[int, int, int] | None = None,
+        limit: int | None = None,
     ) -> None:
-        self.recipe, self.source = recipe, open_source(name, data_dir)
+        self.recipe, self.source = recipe, open_source(name, data_dir, limit)
         self.info = self.source.info
         self.input_shape = input_shape or self.info.input_shape
         self.size, self.labels = self.source.sizes["train"], self.source.labels

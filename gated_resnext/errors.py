@@ -13,6 +13,14 @@ class UserError(ValueError):
     """A mistake the user can mend: the message says what was expected, what arrived and what to do."""
 
 
+class DivergedError(UserError):
+    """The loss of a training is no longer finite; `step` is the first at which it was not."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
 def run(main: Callable[[list[str]], Any]) -> None:
     """Runs a command's `main` under absl; a user's mistake becomes one line on stderr and exit status 1."""
     from absl import app, logging

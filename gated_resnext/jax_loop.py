@@ -35,9 +35,11 @@ class JaxEngine:
     def __init__(self) -> None:
         self.on_cpu = jax.default_backend() == "cpu"
 
-    def images(self, name: str, recipe: Recipe, data_dir: Any, input_shape: tuple[int, int, int]) -> ArrayImages:
+    def images(
+        self, name: str, recipe: Recipe, data_dir: Any, input_shape: tuple[int, int, int], limit: int | None = None
+    ) -> ArrayImages:
         """The images of a data set, as `gated_resnext.pack` wrote them."""
-        return ArrayImages(name, recipe, data_dir, input_shape)
+        return ArrayImages(name, recipe, data_dir, input_shape, limit)
 
     def scope(self) -> Any:
         """A context in which variables are made."""

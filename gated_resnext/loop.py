@@ -37,9 +37,11 @@ class TensorFlowEngine:
         self.most_steps = 1 if several else 1 << 30
         self.on_cpu = not tf.config.list_logical_devices("GPU")
 
-    def images(self, name: str, recipe: Recipe, data_dir: Any, input_shape: tuple[int, int, int]) -> Images:
+    def images(
+        self, name: str, recipe: Recipe, data_dir: Any, input_shape: tuple[int, int, int], limit: int | None = None
+    ) -> Images:
         """The images of a data set."""
-        return Images(name, recipe, data_dir, input_shape)
+        return Images(name, recipe, data_dir, input_shape, limit)
 
     def scope(self) -> Any:
         """A context in which variables are made."""

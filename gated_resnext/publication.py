@@ -38,6 +38,8 @@ def publish(
     run = Run.read(workdir)
     if run.recipe.name not in RECIPES:
         raise UserError(f"the zoo holds runs of {', '.join(RECIPES)} alone. Received: the recipe {run.recipe.name!r}")
+    if run.limit is not None:
+        raise UserError(f"the zoo holds runs on all training images. Received: one on the first {run.limit:,}")
     if not (workdir / "result.json").is_file():
         raise UserError(f"{workdir} has no result.json: its training has not ended")
     if not (folder / "entries.py").is_file():

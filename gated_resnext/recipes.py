@@ -107,6 +107,20 @@ class Recipe:
         phases = (dataclasses.replace(phase, epochs=phase.epochs * factor) for phase in self.phases)
         return dataclasses.replace(self, phases=tuple(phases))
 
+    def with_gate_rate(self, rate: float) -> Recipe:
+        """The same schedule with gates learned at another rate, which its name then says.
+
+        Example:
+
+        >>> RECIPES["cifar"].with_gate_rate(5).name
+        'cifar, gates at 5'
+        """
+        phases = tuple(
+            dataclasses.replace(phase, gate_learning_rate=float(rate)) if phase.gate_learning_rate else phase
+            for phase in self.phases
+        )
+        return dataclasses.replace(self, name=f"{self.name}, gates at {rate:g}", phases=phases)
+
     def steps(self, steps_per_epoch: int) -> tuple[Steps, ...]:
         """Each phase in rounds of equal length, so that a fraction of an epoch keeps its proportion.
 

@@ -28,22 +28,31 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 TEST_OF_TEN = 4
 
 
-def open_source(name: str, data_dir: str | os.PathLike[str] | None = None) -> TfdsSource | FolderSource:
+def open_source(
+    name: str, data_dir: str | os.PathLike[str] | None = None, limit: int | None = None
+) -> TfdsSource | FolderSource:
     """The source of a name.
 
     Args:
         name: a key of `DATASETS`, any other name that tensorflow-datasets knows, or "folder:PATH".
         data_dir: folder of tensorflow-datasets; None for `DEFAULT_DATA_DIR`.
+        limit: of the training images, only the first so many; None for all. The test images are never cut.
 
     Raises:
-        UserError: if it is not there, cannot be fetched, or holds no labelled images.
+        UserError: if it is not there, cannot be fetched, holds no labelled images, or fewer than `limit`.
     """
     if name.startswith(FOLDER):
+        if limit is not None:
+            raise UserError("the first images of a folder are all of one class: a limit needs a data set by name")
         return FolderSource(name.removeprefix(FOLDER))
     if name in DATASETS:
-        return TfdsSource(DATASETS[name], _builder(DATASETS[name], data_dir))
-    info = DatasetInfo(name, 0, (0, 0, 0), "")
-    return TfdsSource.of_any(info, _builder(info, data_dir))
+        source = TfdsSource(DATASETS[name], _builder(DATASETS[name], data_dir))
+    else:
+        info = DatasetInfo(name, 0, (0, 0, 0), "")
+        source = TfdsSource.of_any(info, _builder(info, data_dir))
+    if limit is not None:
+        source.keep_first(limit)
+    return source
 
 
 def _builder(info: DatasetInfo, data_dir: str | os.PathLike[str] | None) -> Any:
@@ -128,6 +137,16 @@ class TfdsSource:
             streamed=not known or size > IN_MEMORY,
         )
         return cls(info, builder, names)
+
+    def keep_first(self, limit: int) -> None:
+        """Cuts the training images to the first so many, in the order that tensorflow-datasets numbers them in."""
+        if not 1 <= limit <= self.sizes["train"]:
+            raise UserError(
+                f"limit must be between 1 and the {self.sizes['train']:,} training images of {self.info.name}. "
+                f"Received: {limit}"
+            )
+        self.splits["train"] = f"{self.splits['train'].split('[')[0]}[:{limit}]"
+        self.sizes["train"] = limit
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """All images, uint8, and labels, int32, of a split."""

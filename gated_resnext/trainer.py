@@ -20,7 +20,7 @@ import gated_resnext
 from gated_resnext import files, gates, pruning, workdir
 from gated_resnext.checkpoints import Checkpoints, Place
 from gated_resnext.connectivity import Connectivity
-from gated_resnext.errors import UserError
+from gated_resnext.errors import DivergedError, UserError
 from gated_resnext.gate_history import GateHistory
 from gated_resnext.memory import keep_freed_memory
 from gated_resnext.metrics import Metrics
@@ -74,7 +74,7 @@ def train(
 
     Raises:
         UserError: if the workdir is of another run or another training is at work in it, no checkpoint is whole, the
-            data is not there, or the loss is no longer finite.
+            data is not there, or, a `DivergedError`, the loss is no longer finite.
 
     Reference:
         Section 2.2, Algorithm 1 and Appendix E of the paper.
@@ -89,7 +89,7 @@ def train(
     folder = pathlib.Path(folder)
     with Termination() as termination:
         workdir.check(run, folder)
-        images = engine.images(run.dataset, run.recipe, data_dir, run.architecture.input_shape)
+        images = engine.images(run.dataset, run.recipe, data_dir, run.architecture.input_shape, run.limit)
         with workdir.alone(folder, engine.chief):
             options = {"synchronized": sync_batch_norm, "precision": precision, "remat": remat}
             training = _Training(run, folder, images, engine, options, on_nan, checkpoint_s, termination)
@@ -438,17 +438,19 @@ class _Training:
         """The state of the newest good checkpoint, from which to go on at half the rate; bad ones are removed.
 
         Raises:
-            UserError: if the run is to stop, or that did not help several times.
+            DivergedError: if the run is to stop, or that did not help several times.
         """
-        what, rollbacks, rate = str(error), self.place.rollbacks, self.place.rate
+        what, step, rollbacks, rate = str(error), self.place.step, self.place.rollbacks, self.place.rate
         if self.chief:
             self.checkpoints.discard(error.step)
         found = self.checkpoints.newest(self.progress.say, error.step)
         kept = f"the last good checkpoint is that of step {found[0].step}" if found else "there is no checkpoint before"
         if self.on_nan == "stop":
-            raise UserError(f"{what}; {kept}. --on_nan=rollback goes on from it at half the rate")
+            raise DivergedError(f"{what}; {kept}. --on_nan=rollback goes on from it at half the rate", step)
         if rollbacks == MOST_ROLLBACKS:
-            raise UserError(f"{what}, after {rollbacks} rollbacks; {kept}. Lower the rates in a recipe of your own")
+            raise DivergedError(
+                f"{what}, after {rollbacks} rollbacks; {kept}. Lower the rates in a recipe of your own", step
+            )
         phase = self.place.phase
         self.place, self.unused = Place(images=self.images.source.digest()), {}
         self.wiring = Connectivity.initial(self.run.architecture, self.run.wiring, seed=self.run.seed)

@@ -34,6 +34,7 @@ class Run:
         dataset: name in `gated_resnext.datasets.table`.
         recipe: the schedule, already scaled.
         seed: of weights, draws, shuffling and augmentation.
+        limit: of the training images, only the first so many; None for all.
     """
 
     entry: str
@@ -42,6 +43,7 @@ class Run:
     dataset: str
     recipe: Recipe
     seed: int
+    limit: int | None = None
 
     @classmethod
     def of(cls, entry: str, recipe: Recipe, *, seed: int) -> Run:
@@ -50,7 +52,7 @@ class Run:
         return cls(entry, zoo.architecture(entry), row.wiring, row.dataset, recipe, seed)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values."""
+        """The fields as plain JSON values; a limit only where there is one."""
         return {
             "entry": self.entry,
             "architecture": self.architecture.to_dict(),
@@ -58,6 +60,7 @@ class Run:
             "dataset": self.dataset,
             "recipe": self.recipe.to_dict(),
             "seed": self.seed,
+            **({} if self.limit is None else {"limit": self.limit}),
         }
 
     @classmethod
@@ -73,10 +76,13 @@ class Run:
         fields = files.read_json(path)
         try:
             shape, recipe = Architecture.from_dict(fields["architecture"]), Recipe.from_dict(fields["recipe"])
-            run = cls(fields["entry"], shape, fields["wiring"], fields["dataset"], recipe, fields["seed"])
+            limit = fields.get("limit")
+            run = cls(fields["entry"], shape, fields["wiring"], fields["dataset"], recipe, fields["seed"], limit)
             named = isinstance(run.entry, str) and run.entry and "/" not in run.entry and isinstance(run.dataset, str)
             if not named or run.wiring not in WIRINGS or type(run.seed) is not int or not 0 <= run.seed < 2**63:
                 raise ValueError("entry, dataset, wiring or seed is not what it should be")
+            if limit is not None and not (type(limit) is int and limit >= 1):
+                raise ValueError(f"limit must be a whole number of at least 1. Received: limit={limit!r}")
             return run
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} does not describe a run: {error}") from None
@@ -94,8 +100,8 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def check(run: Run, workdir: pathlib.Path) -> None:
-    """Finds that the workdir is this run's, or that nothing is in it."""
+def check(run: Run, workdir: pathlib.Path, *, choose: str = "--workdir") -> None:
+    """Finds that the workdir is this run's, or that nothing is in it; else tells to choose another."""
     if (workdir / "run.json").is_file():
         found = Run.read(workdir)
         if found != run:
@@ -110,10 +116,10 @@ def check(run: Run, workdir: pathlib.Path) -> None:
                 f"{name} is {_brief(getattr(found, name))} there and {_brief(getattr(run, name))} here"
                 for name in differing
             )
-            raise UserError(f"{workdir} belongs to another run ({values}); choose another --workdir")
+            raise UserError(f"{workdir} belongs to another run ({values}); choose another {choose}")
         return
     if workdir.is_dir() and any(not path.name.startswith(".") for path in workdir.iterdir()):
-        raise UserError(f"{workdir} is not empty and holds no run; choose another --workdir")
+        raise UserError(f"{workdir} is not empty and holds no run; choose another {choose}")
 
 
 @contextlib.contextmanager

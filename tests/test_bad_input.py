@@ -378,6 +378,7 @@ BAD_RUNS = dict(
                 "dataset": [None, 5, [], {}],
                 "recipe": [None, 5, "digits", [], {}, {**GOOD_RUN["recipe"], "batch_size": "8"}],
                 "seed": [None, "x", [], {}, NAN, INF, -INF, 1.5, -1],
+                "limit": [0, -1, 1.5, "5", True, [], {}, NAN, INF],
             },
         ),
         *without_each(GOOD_RUN),

@@ -257,6 +257,37 @@ class TinyPhotographs(tfds.core.GeneratorBasedBuilder):
             yield name, {"image": io.BytesIO(jpeg), "label": label, "file_name": name}
 
 
+# Limits
+
+
+def test_a_limit_leaves_the_first_training_images_and_all_test_images(digits_dir):
+    whole, some = (Images("optical_digits", RECIPES["digits"], digits_dir, limit=limit) for limit in (None, 200))
+    for found, all_ in zip(some.arrays("train"), whole.arrays("train"), strict=True):
+        np.testing.assert_array_equal(found, all_[:200])
+    for found, expected in zip(some.arrays("test"), whole.arrays("test"), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert (some.size, some.steps_per_epoch, len(some)) == (200, 3, len(whole))
+    expected = whole.arrays("train")[0][:200].astype(np.float64).mean(0)
+    np.testing.assert_allclose(some.mean_image(), expected, rtol=1e-6)
+    assert some.source.digest() != whole.source.digest()
+    seen = np.concatenate([y for _, y in listed(some.train(seed=0, first_step=0, steps=3))])
+    counts = np.bincount(whole.arrays("train")[1][:200], minlength=10)
+    assert (np.bincount(seen, minlength=10) <= counts).all() and len(seen) == 192
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1438])
+def test_a_limit_beyond_the_training_images_is_refused(limit, digits_dir):
+    with pytest.raises(UserError, match=rf"between 1 and the 1,437 training images .* Received: {limit}"):
+        Images("optical_digits", RECIPES["digits"], digits_dir, limit=limit)
+
+
+def test_a_limit_below_the_batch_or_of_a_folder_is_refused(digits_dir, tmp_path):
+    with pytest.raises(UserError, match="63 training images, fewer than the batch of 64"):
+        Images("optical_digits", RECIPES["digits"], digits_dir, limit=63)
+    with pytest.raises(UserError, match="are all of one class"):
+        Images(f"folder:{tmp_path}", RECIPES["photos"], None, (8, 8, 3), limit=5)
+
+
 RESIZED = of_batch(5, crop="resized", test_resize=40, flip=True)
 
 
@@ -284,6 +315,14 @@ def test_streamed_batches_are_a_function_of_seed_and_step(streamed):
         assert_same_batches(listed(streamed().train(seed=2, first_step=first, steps=11 - first)), whole[first:])
     other = listed(images.train(seed=3, first_step=0, steps=11))
     assert [y.tolist() for _, y in other] != [y.tolist() for _, y in whole]
+
+
+def test_a_limit_of_files_leaves_the_first_images(streamed, photographs_dir):
+    first = [int(label) for _, label in streamed().source.in_order("train").as_numpy_iterator()][:10]
+    images = Images("tiny", RESIZED, photographs_dir, limit=10)
+    assert (images.size, images.steps_per_epoch, len(images)) == (10, 2, len(streamed()))
+    epochs = np.concatenate([y for _, y in listed(images.train(seed=0, first_step=0, steps=4))]).reshape(2, 10)
+    assert [sorted(epoch) for epoch in epochs.tolist()] == [sorted(first)] * 2
 
 
 def test_streamed_epochs_see_each_image_at_most_once(streamed):

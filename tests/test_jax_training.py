@@ -72,6 +72,19 @@ def test_arrays_hold_the_images_in_parts(packed, digits_dir):
     assert (len(here), here.steps_per_epoch, here.labels) == (len(there), there.steps_per_epoch, there.labels)
 
 
+def test_a_limit_leaves_the_first_training_images(packed, digits_dir):
+    there = Images("optical_digits", RECIPES["digits"], digits_dir, limit=200)
+    here = arrays.ArrayImages("optical_digits", RECIPES["digits"], packed, (8, 8, 1), 200)
+    for split in ("train", "test"):
+        for found, expected in zip(here.arrays(split), there.arrays(split), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(here.mean_image(), there.mean_image(), rtol=1e-6)
+    whole = arrays.ArrayImages("optical_digits", RECIPES["digits"], packed, (8, 8, 1))
+    assert here.steps_per_epoch == 3 and here.digest() != whole.digest()
+    with pytest.raises(UserError, match="limit must be between 1 and the 1,437 training images"):
+        arrays.ArrayImages("optical_digits", RECIPES["digits"], packed, (8, 8, 1), 1438)
+
+
 def test_a_damaged_part_and_a_missing_data_set_are_said(packed, tmp_path, digits_dir):
     arrays.write(Images("optical_digits", RECIPES["digits"], digits_dir), tmp_path)
     part = next((tmp_path / "optical_digits").glob("train-*.npz"))

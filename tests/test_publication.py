@@ -61,6 +61,13 @@ def test_a_recipe_of_ones_own_is_published_or_refused(trained, digits_dir, folde
         assert card["recipe"] == "mine"
 
 
+def test_a_run_on_some_of_the_images_is_refused(trained, digits_dir, folder, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "copy")
+    files.write_json(workdir / "run.json", {**files.read_json(workdir / "run.json"), "limit": 1000})
+    with pytest.raises(UserError, match=r"on all training images\. Received: one on the first 1,000"):
+        publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
+
+
 def test_a_network_that_is_not_of_the_zoo_is_refused(trained, digits_dir, folder, tmp_path):
     workdir = shutil.copytree(trained, tmp_path / "copy")
     files.write_json(workdir / "run.json", {**files.read_json(workdir / "run.json"), "entry": "photos_20_4_8_k1"})
