@@ -17,7 +17,11 @@ class Termination:
 
     A step of a large network can take longer than a cluster waits before it kills: Python's signal handlers run
     between two bytecodes, so a thread that reads the signal's number from a socket watches instead.
+
+    Within another one, it tells that one at its end: the work inside may have been done when the signal came.
     """
+
+    _innermost: Termination | None = None
 
     def __init__(self) -> None:
         self._asked = threading.Event()
@@ -32,6 +36,7 @@ class Termination:
     def __enter__(self) -> Termination:
         if threading.current_thread() is not threading.main_thread():
             return self  # only the main thread may handle signals; the caller's program has its own way
+        self._outer, Termination._innermost = Termination._innermost, self
         self._receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)
         self._previous = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
@@ -46,6 +51,9 @@ class Termination:
         signal.signal(signal.SIGTERM, self._previous)
         self._sender.close()
         self._deadline.cancel()
+        Termination._innermost = self._outer
+        if self._outer is not None and self.asked:
+            self._outer._asked.set()
 
     def _watch(self, receiver: socket.socket) -> None:
         with receiver:

@@ -238,6 +238,19 @@ def test_the_handlers_of_before_are_back_after_a_training():
         signal.signal(signal.SIGTERM, previous)
 
 
+def test_one_within_another_tells_it_of_a_signal_that_came_too_late():
+    with termination.Termination() as outer:
+        with termination.Termination() as inner:
+            pass
+        assert not inner.asked and not outer.asked
+        with termination.Termination() as inner:
+            signal.raise_signal(signal.SIGTERM)
+            assert inner.asked and not outer.asked
+        assert outer.asked
+    with termination.Termination() as alone:
+        assert not alone.asked
+
+
 def test_in_another_thread_signals_are_left_to_the_program():
     previous, found = signal.getsignal(signal.SIGTERM), []
 
