@@ -16,6 +16,7 @@ class DatasetInfo(NamedTuple):
 
     `name` is the one tensorflow-datasets knows; `input_shape` is the network's, (height, width, channels).
     `picture_side` is the shorter side of the data set's own pictures where they all have one that is not the network's.
+    `train_images` is how many there are.
     """
 
     name: str
@@ -26,15 +27,18 @@ class DatasetInfo(NamedTuple):
     streamed: bool = False
     how: str = "tensorflow-datasets downloads it by itself where there is a network"
     picture_side: int | None = None
+    train_images: int = 0
 
 
 DATASETS = {
     info.name: info
     for info in (
-        DatasetInfo("optical_digits", 10, (8, 8, 1), "digits", how="it is embedded in this package"),
-        DatasetInfo("fashion_mnist", 10, (28, 28, 1), "cifar"),
-        DatasetInfo("cifar10", 10, (32, 32, 3), "cifar"),
-        DatasetInfo("cifar100", 100, (32, 32, 3), "cifar"),
+        DatasetInfo(
+            "optical_digits", 10, (8, 8, 1), "digits", how="it is embedded in this package", train_images=1_437
+        ),
+        DatasetInfo("fashion_mnist", 10, (28, 28, 1), "cifar", train_images=60_000),
+        DatasetInfo("cifar10", 10, (32, 32, 3), "cifar", train_images=50_000),
+        DatasetInfo("cifar100", 100, (32, 32, 3), "cifar", train_images=50_000),
         DatasetInfo(
             "mini_imagenet",
             100,
@@ -42,6 +46,7 @@ DATASETS = {
             "mini_imagenet",
             how="put mini_imagenet_train.tar.gz and mini_imagenet_val.tar.gz into DATA_DIR/downloads/manual",
             picture_side=84,
+            train_images=50_000,
         ),
         DatasetInfo(
             "imagenet2012",
@@ -51,6 +56,7 @@ DATASETS = {
             test_split="validation",
             streamed=True,
             how="put ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar into DATA_DIR/downloads/manual",
+            train_images=1_281_167,
         ),
     )
 }

@@ -1,0 +1,301 @@
+"""What was measured of an experiment beside what the paper reports: as Markdown, and as CSV with a line a run.
+
+Plain Python: nothing here needs Keras or TensorFlow.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from gated_resnext.connectivity import Connectivity
+from gated_resnext.experiments import Experiment, Row
+from gated_resnext.recipes import Recipe
+from zoo.entries import Paper
+
+# Wirings drawn for the active blocks that Fixed-Random has on average.
+DRAWN = 100
+
+
+class Setting(NamedTuple):
+    """How an experiment is run, told in its header.
+
+    `recipe` is the schedule as trained, `whole_epochs` are those of the schedule it is a part of; seeds are 0 to
+    `seeds` - 1; `versions` and `hardware` are text.
+    """
+
+    command: str
+    recipe: Recipe
+    whole_epochs: float
+    seeds: int
+    limit: int | None = None
+    versions: str = ""
+    hardware: str = ""
+
+
+class Outcome(NamedTuple):
+    """A run that ended: its `result.json`, or the step at which its loss was no longer finite.
+
+    `entropy` is the mean over modules of the gates' at the end of learning, in nats; None where none are learned.
+    """
+
+    row: Row
+    seed: int
+    result: dict[str, Any] | None
+    diverged: int | None = None
+    entropy: float | None = None
+
+
+class Spread(NamedTuple):
+    """Of the seeds' accuracies, in percent; `std` divides by n - 1, None for one seed."""
+
+    best: float
+    mean: float
+    std: float | None
+    seeds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """The spread of one value or more.
+
+        Example:
+
+        >>> Spread.of([90.0, 92.0])
+        Spread(best=92.0, mean=91.0, std=1.4142135623730951, seeds=2)
+        """
+        std = statistics.stdev(values) if len(values) > 1 else None
+        return cls(max(values), statistics.fmean(values), std, len(values))
+
+    def __str__(self) -> str:
+        return f"{self.best:.2f}" if self.std is None else f"{self.best:.2f} ({self.mean:.2f} ± {self.std:.2f})"
+
+
+class Difference(NamedTuple):
+    """Of the means of two rows over the seeds that both have, and the standard deviation they share.
+
+    `pooled` is the root of the mean of both variances, None for one seed.
+    """
+
+    mean: float
+    pooled: float | None
+    seeds: int
+
+    @classmethod
+    def of(cls, first: dict[int, float], second: dict[int, float]) -> Difference | None:
+        """First minus second, each by seed; None where no seed is in both.
+
+        Example:
+
+        >>> Difference.of({0: 90.0, 1: 92.0}, {0: 89.0, 1: 91.0, 2: 99.0})
+        Difference(mean=1.0, pooled=1.4142135623730951, seeds=2)
+        """
+        seeds = sorted(first.keys() & second.keys())
+        if not seeds:
+            return None
+        a, b = (Spread.of([values[seed] for seed in seeds]) for values in (first, second))
+        pooled = None if a.std is None or b.std is None else math.sqrt((a.std**2 + b.std**2) / 2)
+        return cls(a.mean - b.mean, pooled, len(seeds))
+
+    def __str__(self) -> str:
+        if self.pooled is None:
+            return f"{self.mean:+.2f} points with one seed each, so the spread of the seeds is not known"
+        exceeds = "exceeds" if abs(self.mean) > self.pooled else "does not exceed"
+        return (
+            f"{self.mean:+.2f} points over {self.seeds} seeds, which {exceeds} the spread of the seeds "
+            f"({self.pooled:.2f}, their pooled standard deviation)"
+        )
+
+
+def markdown(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome]) -> str:
+    """The ledger of an experiment, blank where nothing was run yet."""
+    by_row = {row.name: [one for one in outcomes if one.row.name == row.name] for row in experiment.rows}
+    parts = [
+        [f"# {experiment.title}, {experiment.dataset}"],
+        [_how_much(setting, outcomes)],
+        _header(experiment, setting, outcomes),
+        table(experiment, setting, outcomes).splitlines(),
+    ]
+    differences = list(_differences(experiment, by_row))
+    if differences:
+        parts.append(differences)
+    if experiment.by_module and outcomes:
+        parts.append(["Active blocks in each module, means over the seeds:"])
+        parts.append(list(_active_blocks(experiment, by_row)))
+    return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
+
+
+def table(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome]) -> str:
+    """The rows alone: the paper's beside ours."""
+    columns = ["network", "connectivity", "K", "paper: top-1", "here: top-1", "seeds", "paper: parameters, M"]
+    columns += ["parameters", "pruned", "epochs", "gate entropy, nats", "seconds a run"]
+    lines = [_line(columns), "|---" * len(columns) + "|"]
+    for row in experiment.rows:
+        ended = [one for one in outcomes if one.row.name == row.name]
+        lines.append(_line([*_of_paper(row, experiment), *_measured(row, setting, ended)]))
+    return "\n".join(lines)
+
+
+def csv_lines(setting: Setting, outcomes: Sequence[Outcome]) -> str:
+    """A line a run that ended; a diverged one has no accuracies."""
+    buffer = io.StringIO()
+    names = ["row", "dataset", "wiring", "fan_in", "seed", "diverged_at_step", "top1", "top5", "test_images"]
+    names += ["parameters", "parameters_pruned", "active_blocks", "epochs", "schedule_epochs", "recipe", "limit"]
+    names += ["steps", "seconds", "precision", "gate_entropy", "version"]
+    writer = csv.DictWriter(buffer, names, lineterminator="\n")
+    writer.writeheader()
+    for row, seed, result, diverged, entropy in outcomes:
+        found = result or {}
+        of_result = {name: found[name] for name in names if name in found}
+        pruned, active = _pruned(row, found), " ".join(map(str, found.get("active_blocks", ())))
+        writer.writerow(
+            {
+                **of_result,
+                **{"row": row.name, "dataset": row.dataset, "wiring": row.wiring, "seed": seed},
+                **{"fan_in": row.architecture.fan_in, "diverged_at_step": diverged, "active_blocks": active},
+                **{"parameters": row.architecture.parameters(), "parameters_pruned": pruned, "gate_entropy": entropy},
+                **{"schedule_epochs": setting.whole_epochs, "recipe": setting.recipe.name, "limit": setting.limit},
+            }
+        )
+    return buffer.getvalue()
+
+
+# The header
+
+
+def _how_much(setting: Setting, outcomes: Sequence[Outcome]) -> str:
+    """How much of the schedule and of the images was trained, so that no short run is read as the paper's."""
+    recipe, whole = setting.recipe, math.isclose(setting.recipe.epochs, setting.whole_epochs)
+    epochs = f"the whole schedule, {recipe.epochs:g} epochs"
+    if not whole:
+        epochs = f"{recipe.epochs:.4g} of the schedule's {setting.whole_epochs:g} epochs"
+    images = "all training images" if setting.limit is None else f"the first {setting.limit:,} training images"
+    text = f"Trained: {epochs}, on {images}."
+    if not whole or setting.limit is not None:
+        text = f"**{text} Not to be compared with the paper's numbers, which are of its whole schedule on all images.**"
+    return text
+
+
+def _header(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome]) -> list[str]:
+    recipe = setting.recipe
+    phases = "; ".join(
+        f"{phase.epochs:.4g} epochs at rate {phase.learning_rate:g}"
+        + (f", gates at {phase.gate_learning_rate:g}" if phase.gate_learning_rate else "")
+        for phase in recipe.phases
+    )
+    tested = {one.result["test_images"] for one in outcomes if one.result}
+    images = f", {tested.pop():,} test images" if len(tested) == 1 else ""
+    precision = " ".join(sorted({one.result.get("precision", "float32") for one in outcomes if one.result}))
+    runs = len(experiment.rows) * setting.seeds
+    return [
+        f"- command: `{setting.command}`",
+        f"- runs: {len(outcomes)} of {runs} ended; seeds 0 to {setting.seeds - 1}",
+        f"- data: {experiment.dataset}{images}",
+        f"- schedule: {recipe.name}, batches of {recipe.batch_size}: {phases}",
+        f"- versions: {setting.versions}",
+        f"- hardware: {setting.hardware}{f', {precision}' if precision else ''}",
+        "- top-1: in percent, of the weights at the end of the schedule: best (mean ± standard deviation) of the "
+        "seeds, the deviation being that of a sample (n - 1), and blank for one seed",
+        "- parameters: gates not counted; pruned: without unused blocks, mean over the seeds",
+    ]
+
+
+# A row
+
+
+def _line(cells: Iterable[object]) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _of_paper(row: Row, experiment: Experiment) -> list[str]:
+    """Network, connectivity, K and what the paper says of its accuracy."""
+    real = row.architecture.gates == "real"
+    return [f"`{row.name}`", row.connectivity, "" if real else f"{row.architecture.fan_in}", _accuracy(row, experiment)]
+
+
+def _accuracy(row: Row, experiment: Experiment) -> str:
+    paper = row.paper
+    if paper is None or paper.top1_best is None:
+        return ""
+    text = f"{paper.top1_best:g}"
+    if paper.top1_mean is not None and paper.top1_std is not None:
+        text = f"{paper.top1_best:.2f} ({paper.top1_mean:.2f} ± {paper.top1_std:.2f})"
+    if paper.top5 is not None:
+        text += f"; top-5 {paper.top5:g}"
+    return text if paper.source == experiment.title else f"{text}, {paper.source}"
+
+
+def _measured(row: Row, setting: Setting, ended: Sequence[Outcome]) -> list[str]:
+    """Our accuracy, the seeds, parameters, epochs, entropy and seconds."""
+    results = [one.result for one in ended if one.result]
+    cells = [_ours(row, ended), f"{len(ended)} of {setting.seeds}" if ended else "", _parameters(row.paper)]
+    cells += [f"{row.architecture.parameters():,}"]
+    if not results:
+        return [*cells, "", "", "", ""]
+    pruned = statistics.fmean(row.architecture.parameters(result["active_blocks"]) for result in results)
+    entropies = [one.entropy for one in ended if one.entropy is not None]
+    of = f"of log {row.architecture.cardinality} = {math.log(row.architecture.cardinality):.3f}"
+    return [
+        *cells,
+        f"{pruned:,.0f}",
+        f"{statistics.fmean(result['epochs'] for result in results):.4g} of {setting.whole_epochs:g}",
+        f"{statistics.fmean(entropies):.3f} {of}" if entropies else "",
+        f"{statistics.fmean(result['seconds'] for result in results):,.0f}",
+    ]
+
+
+def _ours(row: Row, ended: Sequence[Outcome]) -> str:
+    results = [one.result for one in ended if one.result]
+    texts = []
+    if results:
+        texts.append(str(Spread.of([100 * result["top1"] for result in results])))
+        if row.paper and row.paper.top5 is not None:
+            texts.append(f"top-5 {100 * statistics.fmean(result['top5'] for result in results):.2f}")
+    texts += [f"seed {one.seed} diverged at step {one.diverged}" for one in ended if one.diverged is not None]
+    return "; ".join(texts)
+
+
+def _parameters(paper: Paper | None) -> str:
+    if paper is None or paper.params_train is None:
+        return ""
+    return (
+        f"{paper.params_train:g}" if paper.params_test is None else f"{paper.params_train:g} -> {paper.params_test:g}"
+    )
+
+
+def _pruned(row: Row, result: dict[str, Any]) -> int | None:
+    return row.architecture.parameters(result["active_blocks"]) if result else None
+
+
+# Between rows
+
+
+def _differences(experiment: Experiment, by_row: dict[str, list[Outcome]]) -> Iterable[str]:
+    for pair in experiment.pairs:
+        # A pair whose row is not among those chosen has no outcomes.
+        by_seed = [
+            {one.seed: 100 * one.result["top1"] for one in by_row.get(row.name, ()) if one.result} for row in pair
+        ]
+        difference = Difference.of(*by_seed)
+        if difference is not None:
+            yield f"- `{pair[0].name}` - `{pair[1].name}`: {difference}."
+
+
+def _active_blocks(experiment: Experiment, by_row: dict[str, list[Outcome]]) -> Iterable[str]:
+    """Of every row, and of random wirings with its K, which show what was learned and what the depth alone does."""
+    modules = experiment.rows[0].architecture.modules
+    yield _line(["network", *range(1, modules + 1)])
+    yield "|---" * (modules + 1) + "|"
+    for row in experiment.rows:
+        counts = [one.result["active_blocks"] for one in by_row[row.name] if one.result]
+        shape = row.architecture
+        drawn = [
+            Connectivity.random(shape.modules, shape.cardinality, shape.fan_in, seed=seed).active_blocks
+            for seed in range(DRAWN)
+        ]
+        for name, rows in ((f"`{row.name}`", counts), (f"random, K = {shape.fan_in}, {DRAWN} wirings", drawn)):
+            if rows:
+                yield _line([name, *(f"{statistics.fmean(module):.2f}" for module in zip(*rows, strict=True))])

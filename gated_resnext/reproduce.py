@@ -1,0 +1,110 @@
+"""Reproduces a table, a figure or an ablation: trains its rows and keeps a ledger, the paper's numbers beside ours.
+
+    python -m gated_resnext.reproduce --table=3 --rows='cifar10_20_4_8_*'
+    python -m gated_resnext.reproduce --figure=2 --dataset=cifar10 --epochs_scale=0.05 --seeds=2
+    python -m gated_resnext.reproduce --ablation=gates --dataset=optical_digits
+
+Trains one run after the other into --output, and writes <output>/<what>.md and .csv after each; the same command again
+goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import shlex
+
+from absl import flags
+
+import gated_resnext
+from gated_resnext import errors, experiments, ledger, recipes, reproduction, zoo
+
+TABLE = flags.DEFINE_enum("table", None, [f"{number}" for number in experiments.TABLES], "Table of the paper.")
+FIGURE = flags.DEFINE_enum("figure", None, [f"{number}" for number in experiments.FIGURES], "Figure of the paper.")
+ABLATION = flags.DEFINE_enum(
+    "ablation", None, experiments.ABLATIONS, "Real-valued gates, the sum of Eq. 2, or random wirings, on {20,4,8}."
+)
+DATASET = flags.DEFINE_string(
+    "dataset",
+    None,
+    f"One of {', '.join(zoo.DATASETS)}. Default: that of the paper; of the ablations {experiments.ABLATED_ON}.",
+)
+ROWS = flags.DEFINE_list("rows", ["*"], "Names of the rows to run, as shell patterns.")
+SEEDS = flags.DEFINE_integer("seeds", 4, "How many seeds, from 0 on. The paper has 4.", 1, 10_000)
+EPOCHS_SCALE = flags.DEFINE_float("epochs_scale", 1.0, "Makes every phase longer or shorter, in proportion.")
+LIMIT = flags.DEFINE_integer(
+    "limit", None, "Train on the first so many images alone; the test images stay whole.", lower_bound=1
+)
+RECIPE = flags.DEFINE_string(
+    "recipe", None, f"Schedule: {', '.join(recipes.RECIPES)} or a .json file. Default: that of the data set."
+)
+GATE_LEARNING_RATE = flags.DEFINE_float(
+    "gate_learning_rate", None, "Another rate of the gates: a short schedule hardly moves them at the paper's 0.2."
+)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
+OUTPUT = flags.DEFINE_string("output", "runs/reproduce", "Folder of workdirs, Markdown and CSV.")
+HARDWARE = flags.DEFINE_string("hardware", None, "What it is trained on, for the header. Default: cores and system.")
+CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Work that may be lost, in seconds.", lower_bound=0)
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    experiment = reproduction.chosen(_experiment(), ROWS.value)
+    name = RECIPE.value or zoo.DATASETS[experiment.dataset].recipe
+    whole, recipe = recipes.read(name), recipes.read(name, EPOCHS_SCALE.value)
+    if GATE_LEARNING_RATE.value is not None:
+        if not GATE_LEARNING_RATE.value > 0:
+            raise errors.UserError(f"gate_learning_rate must be above 0. Received: {GATE_LEARNING_RATE.value}")
+        try:
+            recipe = recipe.with_gate_rate(GATE_LEARNING_RATE.value)
+        except ValueError as error:
+            raise errors.UserError(f"--gate_learning_rate: {error}") from None
+    setting = ledger.Setting(
+        _command(), recipe, whole.epochs, SEEDS.value, LIMIT.value, _versions(), HARDWARE.value or _hardware()
+    )
+    folder = pathlib.Path(OUTPUT.value).expanduser()
+    outcomes = reproduction.reproduce(
+        experiment, setting, folder, data_dir=DATA_DIR.value, checkpoint_s=CHECKPOINT_SECONDS.value
+    )
+    diverged = sum(one.diverged is not None for one in outcomes)
+    print(
+        f"\n{ledger.table(experiment, setting, outcomes)}\n\n"
+        f"{experiment.title} on {experiment.dataset}: {len(outcomes)} runs ended, {diverged} of them diverged\n"
+        f"  written   {folder}/{experiment.key}.md, {experiment.key}.csv\n"
+        f"  workdirs  {folder}/{experiment.key}/"
+    )
+
+
+def _experiment() -> experiments.Experiment:
+    given = [flag for flag in (TABLE, FIGURE, ABLATION) if flag.value is not None]
+    if len(given) != 1:
+        received = " and ".join(f"--{flag.name}={flag.value}" for flag in given) or "none"
+        raise errors.UserError(f"give one of --table, --figure and --ablation. Received: {received}")
+    if TABLE.value:
+        return experiments.table(int(TABLE.value), DATASET.value)
+    if FIGURE.value:
+        return experiments.figure(int(FIGURE.value), DATASET.value)
+    return experiments.ablation(ABLATION.value, DATASET.value)
+
+
+def _command() -> str:
+    """The command as given, without the folders of this machine."""
+    own = (TABLE, FIGURE, ABLATION, DATASET, ROWS, SEEDS, EPOCHS_SCALE, LIMIT, RECIPE, GATE_LEARNING_RATE)
+    given = [flags.FLAGS[flag.name] for flag in own if flags.FLAGS[flag.name].present]
+    return " ".join(["python -m gated_resnext.reproduce", *(shlex.quote(flag.serialize()) for flag in given)])
+
+
+def _versions() -> str:
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    found = [f"{name} {importlib.metadata.version(name)}" for name in (backend, "keras")]
+    return ", ".join([f"gated_resnext {gated_resnext.__version__}", *found, f"Python {platform.python_version()}"])
+
+
+def _hardware() -> str:
+    return f"{os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}"
+
+
+if __name__ == "__main__":
+    errors.run(main)

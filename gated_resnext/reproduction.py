@@ -1,0 +1,180 @@
+"""Runs an experiment row by row and seed by seed, and keeps its ledger.
+
+The folder holds a workdir a run, `<key>/<row>-<seed>`, and the ledger of all that ended, `<key>.md` and `<key>.csv`,
+which is written anew after each. Finished runs are read, half-done ones gone on with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import gc
+import os
+import pathlib
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+
+from gated_resnext import files, ledger, workdir
+from gated_resnext.errors import DivergedError, UserError
+from gated_resnext.experiments import Experiment, Row
+from gated_resnext.ledger import Outcome, Setting
+from gated_resnext.termination import Termination
+from gated_resnext.workdir import Run
+
+# Beside a workdir's `run.json`: its loss was not finite, so that nobody trains it to that step again.
+DIVERGED = "diverged.json"
+
+
+def chosen(experiment: Experiment, patterns: Sequence[str]) -> Experiment:
+    """The experiment with the rows alone whose names match one of the shell patterns.
+
+    Raises:
+        UserError: if a pattern matches none.
+
+    Example:
+
+    >>> from gated_resnext import experiments
+    >>> len(chosen(experiments.table(3), ["cifar10_20_4_8_*"]).rows)
+    4
+    """
+    names = [row.name for row in experiment.rows]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise UserError(f"{experiment.title} has the rows {', '.join(names)}. Received: {pattern!r}")
+    rows = [row for row in experiment.rows if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in patterns)]
+    return experiment._replace(rows=tuple(rows))
+
+
+def reproduce(
+    experiment: Experiment,
+    setting: Setting,
+    folder: pathlib.Path,
+    *,
+    data_dir: str | os.PathLike[str] | None = None,
+    checkpoint_s: float = 60.0,
+    say: Callable[[str], None] = print,
+) -> list[Outcome]:
+    """Trains what is left of an experiment, all rows of a seed before the next seed, and writes its ledger.
+
+    Stopped anywhere, the same call goes on. SIGTERM saves and raises SystemExit(0).
+
+    Args:
+        experiment: the rows.
+        setting: schedule, seeds and limit; and what the ledger's header says.
+        folder: of workdirs and ledger.
+        data_dir: folder of tensorflow-datasets; under JAX, of what `gated_resnext.pack` wrote.
+        checkpoint_s: seconds of work that may be lost.
+        say: is told of progress.
+
+    Returns:
+        Every run that ended, a diverged one among them, in the order of the rows.
+
+    Raises:
+        UserError: if a workdir is of another run, or the data is not there.
+    """
+    runs = [
+        (row, row.run(setting.recipe, seed=seed, limit=setting.limit))
+        for seed in range(setting.seeds)
+        for row in experiment.rows
+    ]
+    for _, run in runs:
+        workdir.check(run, _place(folder, experiment, run), choose="--output")
+    with Termination() as termination:
+        ended = {(row.name, run.seed): _ended(row, run, folder, experiment) for row, run in runs}
+        if any(ended.values()):
+            write(experiment, setting, _in_order(experiment, ended), folder)
+        for number, (row, run) in enumerate(runs, start=1):
+            if ended[row.name, run.seed] is not None:
+                continue
+            from gated_resnext import trainer  # seconds, and not needed where all runs have ended
+
+            if termination.asked:
+                raise SystemExit(0)
+            say(f"\nRun {number} of {len(runs)}: {row.name}, seed {run.seed}{_time_left(runs, ended)}")
+            place = _place(folder, experiment, run)
+            try:
+                trainer.train(run, place, data_dir=data_dir, checkpoint_s=checkpoint_s)
+            except DivergedError as error:
+                files.write_json(place / DIVERGED, {"step": error.step, "message": str(error)})
+                say(f"Diverged: {str(error).split(';')[0]}")
+            _forget()
+            ended[row.name, run.seed] = _ended(row, run, folder, experiment)
+            write(experiment, setting, _in_order(experiment, ended), folder)
+    return _in_order(experiment, ended)
+
+
+def write(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome], folder: pathlib.Path) -> None:
+    """The ledger's files, each whole or not there."""
+    texts = {
+        "md": ledger.markdown(experiment, setting, outcomes),
+        "csv": ledger.csv_lines(setting, outcomes),
+    }
+    for suffix, text in texts.items():
+        with files.replacing(folder / f"{experiment.key}.{suffix}") as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def _place(folder: pathlib.Path, experiment: Experiment, run: Run) -> pathlib.Path:
+    return folder / experiment.key / f"{run.entry}-{run.seed}"
+
+
+def _forget() -> None:
+    """Frees the network that was trained: its compiled steps refer to it, and Keras counts its names."""
+    import keras
+
+    keras.backend.clear_session()
+    gc.collect()
+
+
+def _ended(row: Row, run: Run, folder: pathlib.Path, experiment: Experiment) -> Outcome | None:
+    """What came out of a run, or of an equal one for another experiment in this folder; None if it has not ended.
+
+    Raises:
+        UserError: if its files are damaged.
+    """
+    for place in [_place(folder, experiment, run), *_elsewhere(run, folder)]:
+        if (place / "result.json").is_file():
+            result = files.read_json(place / "result.json")
+            if not isinstance(result, dict) or not {"top1", "active_blocks", "epochs", "seconds"} <= result.keys():
+                raise UserError(f"{place}/result.json holds no result; delete it, and the same command writes it anew")
+            return Outcome(row, run.seed, result, entropy=_entropy(place))
+        if (place / DIVERGED).is_file():
+            found = files.read_json(place / DIVERGED)
+            if not isinstance(found, dict) or type(found.get("step")) is not int:
+                raise UserError(f"{place / DIVERGED} names no step; delete it, and the same command goes on from there")
+            return Outcome(row, run.seed, None, diverged=found["step"])
+    return None
+
+
+def _elsewhere(run: Run, folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Workdirs of an equal run in the folder or one below it, as tables, figures and ablations share rows."""
+    name = f"{run.entry}-{run.seed}"
+    for place in sorted(path.parent for pattern in (name, f"*/{name}") for path in folder.glob(f"{pattern}/run.json")):
+        with contextlib.suppress(UserError):  # damaged, and none of ours
+            if Run.read(place) == run:
+                yield place
+
+
+def _entropy(place: pathlib.Path) -> float | None:
+    """Mean over modules of the gates' entropy in the last round that had gates, in nats."""
+    rows = [row["gate_entropy"] for row in workdir.read_metrics(place) if "gate_entropy" in row]
+    return statistics.fmean(rows[-1]) if rows else None
+
+
+def _in_order(experiment: Experiment, ended: dict[tuple[str, int], Outcome | None]) -> list[Outcome]:
+    """By row, then by seed."""
+    names = [row.name for row in experiment.rows]
+    found = [one for one in ended.values() if one is not None]
+    return sorted(found, key=lambda one: (names.index(one.row.name), one.seed))
+
+
+def _time_left(runs: Sequence[tuple[Row, Run]], ended: dict[tuple[str, int], Outcome | None]) -> str:
+    """Until all runs have ended, by the multiply-adds and the seconds of those that did; nothing before the first."""
+    done = left = seconds = 0.0
+    for row, run in runs:
+        outcome, cost = ended[row.name, run.seed], float(run.architecture.multiply_adds())
+        if outcome is None:
+            left += cost
+        elif outcome.result is not None:
+            done, seconds = done + cost, seconds + outcome.result["seconds"]
+    return f"; about {left * seconds / done / 60:.0f} min left for all runs" if done else ""
