@@ -190,9 +190,10 @@ def _header(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome
     images = f", {tested.pop():,} test images" if len(tested) == 1 else ""
     precision = " ".join(sorted({one.result.get("precision", "float32") for one in outcomes if one.result}))
     runs = len(experiment.rows) * setting.seeds
+    seeds = "seed 0" if setting.seeds == 1 else f"seeds 0 to {setting.seeds - 1}"
     return [
         f"- command: `{setting.command}`",
-        f"- runs: {len(outcomes)} of {runs} ended; seeds 0 to {setting.seeds - 1}",
+        f"- runs: {len(outcomes)} of {runs} ended; {seeds}",
         f"- data: {experiment.dataset}{images}",
         f"- schedule: {recipe.name}, batches of {recipe.batch_size}: {phases}",
         f"- versions: {setting.versions}",

@@ -61,6 +61,8 @@ def main(argv: list[str]) -> None:
             recipe = recipe.with_gate_rate(GATE_LEARNING_RATE.value)
         except ValueError as error:
             raise errors.UserError(f"--gate_learning_rate: {error}") from None
+    if not CHECKPOINT_SECONDS.value >= 0:
+        raise errors.UserError(f"checkpoint_seconds must be 0 or more. Received: {CHECKPOINT_SECONDS.value}")
     setting = ledger.Setting(
         _command(), recipe, whole.epochs, SEEDS.value, LIMIT.value, _versions(), HARDWARE.value or _hardware()
     )
