@@ -125,7 +125,8 @@ def _place(folder: pathlib.Path, experiment: Experiment, run: Run) -> pathlib.Pa
 def _forget() -> None:
     """Frees the network that was trained: its compiled steps refer to it, and Keras counts its names.
 
-    TensorFlow keeps the graphs of custom gradients for good: 55 MiB a run of the digits' network.
+    TensorFlow keeps the graphs of custom gradients for good, so that memory grows a little with every run; started
+    again, the same command goes on without them.
     """
     import keras
 
