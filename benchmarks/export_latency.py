@@ -56,7 +56,7 @@ def _measured(name: str) -> dict[str, Any]:
     from export import comparison, latency
     from export.compact import compact
     from export.counts import graph_counts
-    from gated_resnext import GatedResNeXt
+    from gated_resnext import GatedResNeXt, interchange
 
     model, wiring = network(name)
     arch = model.architecture
@@ -70,8 +70,8 @@ def _measured(name: str) -> dict[str, Any]:
     times, sizes = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         paths = _written(pathlib.Path(folder), {"unpruned": model, "compact": small, "resnext": resnext})
-        opened = {form: comparison.opened(paths[form]) for form in FORMS}
-        sizes = {form: network.bytes for form, network in opened.items()}
+        opened = {form: interchange.opened(paths[form]) for form in FORMS}
+        sizes = {form: comparison.size(network.path) for form, network in opened.items()}
         for batch in map(int, BATCHES.value):
             pixels = np.random.default_rng(0).integers(0, 256, (batch, *arch.input_shape), np.uint8)
             calls = {form: _call(network.run, pixels) for form, network in opened.items()}

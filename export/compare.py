@@ -41,9 +41,10 @@ def main(argv: list[str]) -> None:
             f"the data set must be one of {', '.join(DATASETS)}. Received: --images_from={IMAGES_FROM.value}"
         )
     from export import comparison, latency
+    from gated_resnext import interchange
 
     whites = (WHITE.value * 2)[:2] if len(WHITE.value) == 1 else WHITE.value
-    a, b = (comparison.opened(path, white) for path, white in zip(SAVED_MODEL.value, whites, strict=True))
+    a, b = (interchange.opened(path, white) for path, white in zip(SAVED_MODEL.value, whites, strict=True))
     images, labels, origin = _images((a, b))
     found = comparison.compare(a, b, images, labels, rounds=ROUNDS.value)
     found |= {"paths": [str(a.path), str(b.path)], "images": f"{len(images)} {origin}", "machine": latency.machine()}

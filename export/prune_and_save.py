@@ -18,7 +18,7 @@ from absl import flags
 
 from gated_resnext import errors, recipes, zoo
 from gated_resnext.datasets.table import DATASETS
-from gated_resnext.workdir import Run
+from gated_resnext.trained import finished
 
 if TYPE_CHECKING:
     from export.shipping import Probe
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
         name, dataset = ENTRY.value, zoo.entry(ENTRY.value).dataset
         recipe = recipes.RECIPES[DATASETS[dataset].recipe]
     else:
-        run = _trained(WORKDIR.value)
+        run = finished(WORKDIR.value)
         name, dataset, recipe = run.entry, run.dataset, run.recipe
 
     import gated_resnext
@@ -79,18 +79,10 @@ def main(argv: list[str]) -> None:
         max_top1_drop=MAX_TOP1_DROP.value,
         compressed={method: functools.partial(_compressed, model, method, images) for method in methods},
         labels=None if images is None else images.labels,
+        dataset=dataset,
         say=functools.partial(print, flush=True),
     )
     print("\n".join(["", _receipt(shipped.receipt, shipped.folder), *shipped.notes]))
-
-
-def _trained(workdir: str) -> Run:
-    """What a finished training trained."""
-    folder = pathlib.Path(workdir).expanduser()
-    if not (folder / "result.json").is_file():
-        state = "its training has not ended" if (folder / "run.json").is_file() else "it holds no training"
-        raise errors.UserError(f"{workdir} has no trained network ({state}); run python -m gated_resnext.train first")
-    return Run.read(folder)
 
 
 def _methods() -> list[str]:

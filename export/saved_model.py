@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gated_resnext.interchange import SIGNATURE
 from gated_resnext.preprocessing import Preprocessing
 
-SIGNATURE = "serving_default"
 PICTURES = "encoded_images"  # the signature, and its input
 Guard = Callable[[tf.Tensor, tuple[int | None, ...]], tf.Tensor]
 PARTS = ("saved_model.pb", "fingerprint.pb", "variables", "assets")

@@ -70,6 +70,7 @@ def ship(
     max_top1_drop: float = 0.5,
     compressed: Mapping[str, Callable[[], bytes]] | None = None,
     labels: Sequence[str] | None = None,
+    dataset: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Shipped:
     """Writes the next version of a network, `output`/1, `output`/2 and so on, with a file a format and a receipt.
@@ -86,6 +87,7 @@ def ship(
         max_top1_drop: percentage points of top-1 that a quantised or compressed format may lose.
         compressed: by method, what makes the content of a further .tflite file.
         labels: names of the classes.
+        dataset: what it was trained on, as `gated_resnext.sources.open_source` calls it, for the receipt.
         say: is told what begins.
 
     Raises:
@@ -140,6 +142,7 @@ def ship(
             notes += warmup.write(version.folder, output.name, small.input_shape[1:], pictures=bool(preprocessing))
         receipt = {
             "network": model.name,
+            "dataset": dataset,
             "architecture": arch.to_dict(),
             "checked_on": f"{len(probe.images)} {probe.origin}",
             "blocks": list(wiring.blocks),

@@ -190,7 +190,27 @@ class Images:
 
     def test(self, batch_size: int | None = None) -> tf.data.Dataset:
         """All test images once, in order, cropped at the centre."""
-        return self._plain("test").batch(batch_size or self.recipe.batch_size).prefetch(2)
+        return self.in_order("test", batch_size=batch_size)
+
+    def in_order(self, split: str = "test", count: int | None = None, batch_size: int | None = None) -> tf.data.Dataset:
+        """Images of "train", "test" or "all", once, in order, cropped at the centre, not augmented.
+
+        Args:
+            split: "all" is the training images and then the test images.
+            count: how many, from the first; None for all.
+            batch_size: None for the recipe's.
+        """
+        first, *more = ("train", "test") if split == "all" else (split,)
+        rows = self._plain(first)
+        for other in more:
+            rows = rows.concatenate(self._plain(other))
+        if count is not None:
+            rows = rows.take(count)
+        return rows.batch(batch_size or self.recipe.batch_size).prefetch(2)
+
+    def count(self, split: str) -> int:
+        """Number of images of "train", "test" or "all"."""
+        return sum(self.source.sizes.values()) if split == "all" else self.source.sizes[split]
 
     def test_batch(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The first `count` test images and their labels, as arrays."""

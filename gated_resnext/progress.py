@@ -1,4 +1,4 @@
-"""How a training tells where it is: a bar on a terminal, elsewhere a line every half minute and one a round."""
+"""How long work tells where it is: a bar on a terminal, elsewhere a line every half minute, and one a round."""
 
 from __future__ import annotations
 
@@ -81,6 +81,31 @@ class Progress:
         speed = {"images_per_s": self.images_per_s, "minutes_left": self.minutes_left(step, rounds)}
         test = f"test loss {tests['loss']:.4f}, test top-1 {100 * tests['top1']:.2f} %"
         self.say(f"  {place}: {_signs(means)}; {test}; {_speed(speed)}")
+
+
+class Count:
+    """Images done of so many.
+
+    Args:
+        total: images.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self._began = self._spoken = time.monotonic()
+        self._bar = keras.utils.Progbar(total, unit_name="image") if sys.stdout.isatty() else None
+
+    def add(self, images: int) -> None:
+        """Counts images; tells of them when it is time."""
+        self.done += images
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self.done)
+        elif now - self._spoken >= EVERY_S:
+            self._spoken = now
+            speed = self.done / (now - self._began)
+            left = (self.total - self.done) / speed / 60
+            print(f"  image {self.done:,} of {self.total:,}: {speed:.0f} images/s, {left:.1f} min left", flush=True)
 
 
 def _signs(means: dict[str, float]) -> str:

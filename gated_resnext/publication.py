@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gated_resnext import files, zoo
+from gated_resnext import evaluation, files, zoo
 from gated_resnext.data import Images
 from gated_resnext.errors import UserError
 from gated_resnext.model import GatedResNeXt
@@ -88,8 +88,7 @@ def publish(
 
 def top1(model: GatedResNeXt, images: Images) -> float:
     """Share of the test images whose most probable class is theirs."""
-    hits = sum(int((model.predict_on_batch(x).argmax(-1) == y.numpy()).sum()) for x, y in images.test())
-    return hits / len(images)
+    return evaluation.top1(*evaluation.answers(model.predict_on_batch, images.test().as_numpy_iterator()))
 
 
 def _shrunk(value: np.ndarray, dtype: Any) -> np.ndarray:

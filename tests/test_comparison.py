@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from export import comparison, latency, saved_model, tflite
 from export.compact import compact
-from gated_resnext import Architecture, GatedResNeXt, zoo
+from gated_resnext import Architecture, GatedResNeXt, interchange, zoo
 from gated_resnext.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 1), np.uint8)
@@ -41,7 +41,7 @@ def foreign(path, function, variables=(), shape=(1, 8, 8, 1), dtype=tf.float32):
 
 
 def test_the_forms_of_one_network_agree(folder):
-    ours, device = (comparison.opened(folder / name) for name in ("saved_model", "model.tflite"))
+    ours, device = (interchange.opened(folder / name) for name in ("saved_model", "model.tflite"))
     assert comparison.image_shape((ours, device)) == (8, 8, 1)
     found = comparison.compare(ours, device, IMAGES, np.zeros(70, np.int32), rounds=1)
     assert found["agreement"] == 1.0 and found["max_difference"] < 1e-4 and found["logits"] == [False, False]
@@ -51,7 +51,7 @@ def test_the_forms_of_one_network_agree(folder):
 
 
 def test_a_network_of_other_making_is_read(folder):
-    theirs, ours = comparison.opened(folder / "foreign", white=1.0), comparison.opened(folder / "saved_model")
+    theirs, ours = interchange.opened(folder / "foreign", white=1.0), interchange.opened(folder / "saved_model")
     assert theirs.batch == 1 and theirs.reads == "x, float32 (1, 8, 8, 1)"
     found = comparison.compare(theirs, ours, IMAGES, rounds=1)
     assert found["agreement"] == 1.0 and found["max_difference"] < 1e-4
@@ -60,7 +60,7 @@ def test_a_network_of_other_making_is_read(folder):
 
 def test_other_functions_do_not_agree(folder, tmp_path):
     path = foreign(tmp_path / "constant", lambda x: {"y": tf.one_hot([3], 10) + 0.0 * x[:, 0, 0]})
-    constant, ours = comparison.opened(path), comparison.opened(folder / "saved_model")
+    constant, ours = interchange.opened(path), interchange.opened(folder / "saved_model")
     found = comparison.compare(constant, ours, IMAGES, np.full(70, 3), rounds=1)
     threes = (ours.run(IMAGES).argmax(-1) == 3).mean()
     assert found["agreement"] == found["top1"][1] == threes < 1 and found["top1"][0] == 1.0
@@ -68,7 +68,7 @@ def test_other_functions_do_not_agree(folder, tmp_path):
 
 
 def test_what_a_user_can_get_wrong(folder, tmp_path):
-    ours = comparison.opened(folder / "saved_model")
+    ours = interchange.opened(folder / "saved_model")
     (tmp_path / "text").write_text("not a network")
     (tmp_path / "empty").mkdir()
     foreign(tmp_path / "rank", lambda x: {"y": tf.reduce_sum(x, 1)}, shape=(None, 8))
@@ -84,12 +84,12 @@ def test_what_a_user_can_get_wrong(folder, tmp_path):
     }
     for name, message in cases.items():
         with pytest.raises(UserError, match=message):
-            comparison.opened(tmp_path / name)
+            interchange.opened(tmp_path / name)
     foreign(tmp_path / "wide", lambda x: {"y": tf.reduce_sum(x, (1, 2))}, shape=(None, 8, 9, 1))
     with pytest.raises(UserError, match="images of different size"):
-        comparison.image_shape((ours, comparison.opened(tmp_path / "wide")))
+        comparison.image_shape((ours, interchange.opened(tmp_path / "wide")))
     foreign(tmp_path / "any", lambda x: {"y": tf.reduce_sum(x, (1, 2))}, shape=(None, None, None, None))
-    anything = comparison.opened(tmp_path / "any")
+    anything = interchange.opened(tmp_path / "any")
     with pytest.raises(UserError, match="neither network says the height"):
         comparison.image_shape((anything, anything))
     with pytest.raises(UserError, match="tells 1 classes apart, .* 10"):
@@ -142,6 +142,6 @@ def test_any_network_of_a_random_wiring_can_be_opened(tmp_path):
     model = GatedResNeXt(Architecture(5, 2, 2, 1, 3, (6, 5, 2), stages=(1,)), seed=0)
     saved_model.write(model, tmp_path / "trained")  # as it is, not compact
     pixels = np.random.default_rng(1).integers(0, 256, (3, 6, 5, 2), np.uint8)
-    opened = comparison.opened(tmp_path / "trained")
+    opened = interchange.opened(tmp_path / "trained")
     np.testing.assert_allclose(opened.run(pixels), model.predict_on_batch(pixels), atol=1e-6)
     assert opened.shape == (6, 5, 2) and opened.batch is None

@@ -4,7 +4,7 @@ import types
 import pytest
 
 from gated_resnext import progress
-from gated_resnext.progress import EVERY_S, Progress
+from gated_resnext.progress import EVERY_S, Count, Progress
 
 MEANS = {"loss": 1.25, "top1": 0.5, "top5": 0.9}
 TESTS = {"loss": 1.5, "top1": 0.4567, "top5": 0.8}
@@ -99,3 +99,22 @@ def test_a_silent_worker_says_nothing(clock, terminal, capsys):
     shown.show_round("round 1", 100, 1, MEANS, TESTS)
     assert capsys.readouterr().out == ""
     assert shown.images_per_s == 640, "which the metrics of the chief hold"
+
+
+def test_images_are_told_every_half_minute(clock, capsys):
+    counted = Count(4000)
+    for _ in range(4):
+        clock(EVERY_S / 2)
+        counted.add(600)
+    assert capsys.readouterr().out.splitlines() == [
+        "  image 1,200 of 4,000: 40 images/s, 1.2 min left",
+        "  image 2,400 of 4,000: 40 images/s, 0.7 min left",
+    ]
+
+
+def test_a_terminal_counts_images_in_a_bar(terminal, capsys):
+    counted = Count(20)
+    counted.add(10)
+    counted.add(10)
+    out = capsys.readouterr().out
+    assert "10/20" in out and "20/20" in out

@@ -67,7 +67,7 @@ def test_receipt(exported):
         assert checks[form]["max_difference"] <= 1e-4 and checks[form]["top1"] == receipt["top1"]
     assert checks["encoded_images"]["max_difference"] <= 1e-4
     assert receipt["preprocessing"] == {"shape": [8, 8, 1], "resize": 8}
-    assert receipt["checked_on"] == "360 test images of optical_digits"
+    assert receipt["checked_on"] == "360 test images of optical_digits" and receipt["dataset"] == "optical_digits"
     assert receipt["parameters"] == 93_754
     assert f"{receipt['parameters']:,} -> {receipt['parameters_pruned']:,}" in printed
     parts = {

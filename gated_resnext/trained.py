@@ -1,0 +1,219 @@
+"""A trained network wherever it is: in the zoo, in a training's workdir, or in a file for other programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gated_resnext import files, recipes, zoo
+from gated_resnext.datasets.table import DATASETS
+from gated_resnext.errors import UserError
+from gated_resnext.workdir import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gated_resnext.data import Images
+    from gated_resnext.evaluation import Evaluation
+
+BATCH = 128
+SPLITS = ("test", "train", "all")
+
+
+class Trained(NamedTuple):
+    """A network, and what it says of itself.
+
+    `source` tells where it is from; `run` maps (n, height, width, channels) uint8 to (n, classes); `shape` is (height,
+    width, channels). None stands for what it does not say: a number in `shape`, `classes`, their names in `labels`,
+    the data set it was trained on, and the shorter side that pictures are resized to before their central crop.
+    """
+
+    name: str
+    source: str
+    run: Callable[[np.ndarray], np.ndarray]
+    shape: tuple[int | None, ...]
+    classes: int | None
+    labels: list[str] | None
+    dataset: str | None
+    resize: int | None
+
+
+def of_entry(name: str) -> Trained:
+    """The published network of a zoo's entry.
+
+    Raises:
+        UserError: if there is none of that name, or nothing is published.
+    """
+    dataset = zoo.entry(name).dataset
+    recipe = recipes.RECIPES[DATASETS[dataset].recipe]
+    model, card = zoo.load(name, "published"), zoo.card(name) or {}
+    return _of_model(model, name, "the zoo's published weights", card.get("labels"), dataset, recipe)
+
+
+def of_workdir(folder: str | os.PathLike[str]) -> Trained:
+    """The network of a finished training.
+
+    Raises:
+        UserError: if the training has not ended, or its files are damaged.
+    """
+    import gated_resnext
+
+    run = finished(folder)
+    path = pathlib.Path(folder).expanduser()
+    model, result = gated_resnext.load(path / "model.keras"), files.read_json(path / "result.json")
+    labels = result.get("labels") if isinstance(result, dict) else None
+    return _of_model(model, run.entry, str(folder), labels, run.dataset, run.recipe)
+
+
+def finished(folder: str | os.PathLike[str]) -> Run:
+    """What a finished training trained.
+
+    Raises:
+        UserError: if it has not ended, or there is none.
+    """
+    path = pathlib.Path(folder).expanduser()
+    if not (path / "result.json").is_file():
+        state = "its training has not ended" if (path / "run.json").is_file() else "it holds no training"
+        raise UserError(f"{folder} has no trained network ({state}); run python -m gated_resnext.train first")
+    return Run.read(path)
+
+
+def _of_model(
+    model: Any, name: str, source: str, labels: list[str] | None, dataset: str, recipe: recipes.Recipe
+) -> Trained:
+    from gated_resnext.preprocessing import Preprocessing
+
+    shape = model.architecture.input_shape
+    resize = Preprocessing.of(shape, recipe, DATASETS.get(dataset)).resize
+    classes = model.architecture.classes
+    return Trained(name, source, model.predict_on_batch, shape, classes, _names(labels), dataset, resize)
+
+
+def of_saved_model(path: str | os.PathLike[str], white: float = 255.0) -> Trained:
+    """A SavedModel folder or a .tflite file; where export.prune_and_save wrote it, with what its receipt says.
+
+    Args:
+        path: folder or file.
+        white: what a white pixel is in its input, where that is of floats.
+
+    Raises:
+        UserError: if it cannot be read, or does not map one batch of images to one batch of classes.
+    """
+    from gated_resnext import interchange
+
+    opened = interchange.opened(path, white)
+    folder = opened.path if opened.path.is_dir() else opened.path.parent
+    receipt = files.read_json(folder / "receipt.json") if (folder / "receipt.json").is_file() else {}
+    receipt = receipt if isinstance(receipt, dict) else {}
+    name, dataset, pictures = receipt.get("network"), receipt.get("dataset"), receipt.get("preprocessing")
+    resize = pictures.get("resize") if isinstance(pictures, dict) else None
+    return Trained(
+        name if isinstance(name, str) else opened.path.name,
+        str(opened.path),
+        opened.answers,
+        opened.shape,
+        opened.classes,
+        _labels_beside(folder),
+        dataset if isinstance(dataset, str) else None,
+        resize if type(resize) is int and resize > 0 else None,
+    )
+
+
+def _labels_beside(folder: pathlib.Path) -> list[str] | None:
+    for path in (folder / "assets" / "labels.txt", folder / "labels.txt"):
+        if path.is_file():
+            return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return None
+
+
+def _names(labels: Any) -> list[str] | None:
+    return list(map(str, labels)) if isinstance(labels, list) else None
+
+
+def images_for(network: Trained, dataset: str | None = None, data_dir: str | os.PathLike[str] | None = None) -> Images:
+    """Images to try a network on, of its input's shape.
+
+    Args:
+        network: a trained network.
+        dataset: what `sources.open_source` takes; None for what it was trained on.
+        data_dir: folder of tensorflow-datasets.
+
+    Raises:
+        UserError: if nobody says which, it is not there, has other classes, or does not fit the network's input.
+    """
+    from gated_resnext import own_data, sources
+    from gated_resnext.data import Images
+
+    name = dataset or network.dataset
+    if name is None:
+        raise UserError(f"{network.name} does not say what it was trained on: give --dataset or --image_folder")
+    source = sources.open_source(name, data_dir)
+    recipe = recipes.RECIPES[own_data.RECIPES[source.streamed]]
+    recipe = dataclasses.replace(recipe, batch_size=1, test_resize=network.resize)  # of no training: of any number
+    images = Images(name, recipe, data_dir, _shape(network, source.info.input_shape))
+    if network.classes not in (None, len(images.labels)):
+        raise UserError(f"{network.name} tells {network.classes} classes apart, {name} has {len(images.labels)}")
+    _check_names(network, name, images.labels)
+    return images
+
+
+def _shape(network: Trained, others: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The network's input, in what it does not say the data set's."""
+    height, width, channels = (own or other for own, other in zip(network.shape, others, strict=True))
+    if not (height and width and channels):
+        raise UserError(f"{network.name} does not say the size of its images, and the data set has them of any size")
+    return height, width, channels
+
+
+def _check_names(network: Trained, dataset: str, labels: list[str]) -> None:
+    """Finds that both number their classes alike, as far as both have names for them."""
+    if network.labels is None or _are_numbers(network.labels) or _are_numbers(labels):
+        return
+    for number, (own, other) in enumerate(zip(network.labels, labels, strict=False)):
+        if own != other:
+            raise UserError(f"class {number} is {own!r} to {network.name} and {other!r} in {dataset}")
+
+
+def _are_numbers(labels: list[str]) -> bool:
+    """Whether these are no names: tensorflow-datasets numbers the classes of which it knows none."""
+    return labels == [str(number) for number in range(len(labels))]
+
+
+def evaluate(
+    network: Trained,
+    images: Images,
+    *,
+    split: str = "test",
+    count: int | None = None,
+    bins: int | None = None,
+    seen: Callable[[int], None] = lambda images: None,
+) -> tuple[Evaluation, bool]:
+    """Runs a network on images.
+
+    Args:
+        network: a trained network.
+        images: what `images_for` gave.
+        split: one of `SPLITS`.
+        count: images, from the first; None for all.
+        bins: of the calibration error; None for `evaluation.BINS`.
+        seen: is told how many images each batch had.
+
+    Returns:
+        What was measured; and whether the network gave logits, of which a softmax made probabilities.
+
+    Raises:
+        UserError: if an image cannot be decoded, or the network does not take them.
+    """
+    from gated_resnext import evaluation
+
+    images.check()
+    batches = images.in_order(split, count, BATCH).as_numpy_iterator()
+    outputs, classes = evaluation.answers(network.run, batches, seen)
+    logits = not evaluation.are_probabilities(outputs)
+    probabilities = evaluation.softmax(outputs) if logits else outputs
+    named = network.labels is not None and len(network.labels) == len(images.labels) and _are_numbers(images.labels)
+    labels = network.labels if named else images.labels
+    return evaluation.Evaluation.of(probabilities, classes, labels, bins=bins or evaluation.BINS), logits
