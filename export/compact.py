@@ -70,7 +70,8 @@ def compact(model: GatedResNeXt, *, bundle_channels: int = BUNDLE_CHANNELS, tool
         A functional `keras.Model` (or the toolkit's) with float32 weights and no training behaviour.
 
     Raises:
-        ValueError: if the gates are real-valued, which leaves no block unused and no sum to share.
+        ValueError: if the gates are real-valued, which leaves no block unused and no sum to share; or there is no
+            classifier.
 
     Example:
 
@@ -81,6 +82,8 @@ def compact(model: GatedResNeXt, *, bundle_channels: int = BUNDLE_CHANNELS, tool
     """
     if model.architecture.gates == "real":
         raise ValueError("a network with real-valued gates has no compact graph: every block reads every other")
+    if not model.include_top:
+        raise ValueError("the compact graph ends in probabilities. Received: a network with include_top=False")
     return _Builder(prune(model), bundle_channels, toolkit).model()
 
 

@@ -98,6 +98,11 @@ def ship(
     chosen = choose(formats)
     if model.architecture.gates == "real":
         raise UserError("a network with real-valued gates is not exported: every block reads every other")
+    if not model.include_top:
+        raise UserError(
+            "an export gives probabilities, and this network has no classifier (include_top=False); give it one with "
+            "gated_resnext.transfer and train it"
+        )
     served = any(FORMATS[name].decodes for name in chosen)
     if not served and serving.is_served(output):
         raise UserError(

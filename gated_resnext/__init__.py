@@ -4,7 +4,9 @@
     smaller = gated_resnext.prune(model)
 
 What is where: `Architecture` and `Connectivity` are values, `GatedResNeXt` is the network they describe, `freeze` and
-`prune` cut it, `zoo` lists the paper's networks, `load` reads one that was trained, `Recipe` and `train` learn them.
+`prune` cut it, `zoo` lists the paper's networks, `load` reads one that was trained, `transfer` gives it another head,
+`Recipe` and `train` learn them. `preprocess_input` and `decode_predictions` stand before and behind a network,
+`Evaluation` says how well it does.
 Importing this package imports neither Keras nor TensorFlow: each name is fetched when it is first used.
 """
 
@@ -17,8 +19,11 @@ if TYPE_CHECKING:
     from gated_resnext import zoo
     from gated_resnext.architecture import Architecture
     from gated_resnext.connectivity import Connectivity
+    from gated_resnext.evaluation import Evaluation
+    from gated_resnext.heads import transfer
     from gated_resnext.layers import GatedAggregation, MultiBranchModule
     from gated_resnext.model import GatedResNeXt, load
+    from gated_resnext.predictions import decode_predictions, preprocess_input
     from gated_resnext.pruning import freeze, prune
     from gated_resnext.recipes import Phase, Recipe
 
@@ -27,27 +32,35 @@ __version__ = "0.1.0"
 _HOMES = {
     "Architecture": "architecture",
     "Connectivity": "connectivity",
+    "Evaluation": "evaluation",
     "GatedAggregation": "layers",
     "GatedResNeXt": "model",
     "MultiBranchModule": "layers",
     "Phase": "recipes",
     "Recipe": "recipes",
+    "decode_predictions": "predictions",
     "freeze": "pruning",
     "load": "model",
+    "preprocess_input": "predictions",
     "prune": "pruning",
+    "transfer": "heads",
 }
 
 __all__ = [
     "Architecture",
     "Connectivity",
+    "Evaluation",
     "GatedAggregation",
     "GatedResNeXt",
     "MultiBranchModule",
     "Phase",
     "Recipe",
+    "decode_predictions",
     "freeze",
     "load",
+    "preprocess_input",
     "prune",
+    "transfer",
     "zoo",
 ]
 

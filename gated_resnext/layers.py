@@ -83,7 +83,8 @@ class GatedAggregation(keras.layers.Layer):
     r"""What each block of a module reads: x_j = ReLU((1/K) \sum_k g_jk y_k).
 
     With `sources` the wiring is fixed. Without, the layer learns `real_gates`, a weight of shape (C, C): in training it
-    draws K binary gates a row, once a call, a function of (seed, number of the call); otherwise it takes the top K.
+    draws K binary gates a row, once a call, a function of (seed, number of the call); otherwise, and while it is not
+    `trainable`, it takes the top K.
 
     Args:
         fan_in: K.
@@ -165,7 +166,7 @@ class GatedAggregation(keras.layers.Layer):
         real = ops.convert_to_tensor(self.real_gates)
         if self.gates == "real":
             return gates.project(real)
-        if training:
+        if training and self.trainable:
             step = ops.convert_to_tensor(self.step)
             binary = gates.draw(real, self.fan_in, seed=self.seed, step=step)
             self.step.assign(step + 1)

@@ -22,6 +22,8 @@ from gated_resnext.layers import (
 )
 from gated_resnext.norm import EPSILON, MOMENTUM
 
+POOLINGS = (None, "avg", "max")
+
 
 @keras.saving.register_keras_serializable("gated_resnext")
 class GatedResNeXt(keras.Model):
@@ -32,6 +34,8 @@ class GatedResNeXt(keras.Model):
         connectivity: None learns the wiring (or there is none to learn, for aggregation="shared"); a `Connectivity`
             fixes it, and may have any number of blocks in each module, as after pruning.
         classifier_activation: "softmax", or None for logits.
+        include_top: whether the classifier is there; without it the network gives features.
+        pooling: of the features: None for the feature maps, "avg" or "max" for a vector an image.
         synchronized: whether batch norm counts the images of all replicas of tf.distribute, not each replica's own.
         precision: a Keras dtype policy, such as "mixed_bfloat16"; None for the one in force. Weights, gates, statistics
             and the classifier are float32 under each of the mixed ones.
@@ -43,10 +47,10 @@ class GatedResNeXt(keras.Model):
         images: (batch, height, width, channels), 0 to 255.
 
     Returns:
-        (batch, classes).
+        (batch, classes); without the top (batch, height, width, channels), or (batch, channels) if pooled.
 
     Raises:
-        ValueError: if the wiring does not have one entry a module.
+        ValueError: if the wiring does not have one entry a module, or the pooling is unknown or goes with the top.
 
     Example:
 
@@ -63,6 +67,8 @@ class GatedResNeXt(keras.Model):
         connectivity: Connectivity | dict[str, Any] | None = None,
         classifier_activation: str | None = "softmax",
         *,
+        include_top: bool = True,
+        pooling: str | None = None,
         synchronized: bool = False,
         precision: str | None = None,
         remat: bool = False,
@@ -75,6 +81,8 @@ class GatedResNeXt(keras.Model):
                     architecture,
                     connectivity,
                     classifier_activation,
+                    include_top=include_top,
+                    pooling=pooling,
                     synchronized=synchronized,
                     precision=precision,
                     remat=remat,
@@ -88,6 +96,7 @@ class GatedResNeXt(keras.Model):
             connectivity = Connectivity.from_dict(connectivity)
         kwargs.setdefault("name", "gated_resnext")
         _check(architecture, connectivity)
+        _check_pooling(include_top, pooling)
         seed = int(np.random.default_rng(seed).integers(2**31)) if seed is None else int(seed)
         seeds = iter(int(s) >> 1 for s in np.random.SeedSequence(seed).generate_state(2 * architecture.modules + 2))
         blocks = connectivity.blocks if connectivity else (architecture.cardinality,) * architecture.modules
@@ -121,19 +130,25 @@ class GatedResNeXt(keras.Model):
                 name=plan.name,
             )(x)
         x = keras.layers.ReLU(name="relu")(x) if shared else BranchMean(architecture.aggregation, name="mean")(x)
-        x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-        x = keras.layers.Dense(
-            architecture.classes,
-            kernel_initializer=keras.initializers.GlorotUniform(seed=next(seeds)),
-            name="classifier",
-            dtype="float32",
-        )(x)
-        if classifier_activation is not None:
+        if include_top or pooling == "avg":
+            x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+        elif pooling == "max":
+            x = keras.layers.GlobalMaxPooling2D(name="pool")(x)
+        if include_top:
+            x = keras.layers.Dense(
+                architecture.classes,
+                kernel_initializer=keras.initializers.GlorotUniform(seed=next(seeds)),
+                name="classifier",
+                dtype="float32",
+            )(x)
+        if include_top and classifier_activation is not None:
             x = keras.layers.Activation(classifier_activation, name="probabilities", dtype="float32")(x)
         super().__init__(inputs=images, outputs=x, **kwargs)
         self.architecture = architecture
         self.connectivity = connectivity
         self.classifier_activation = classifier_activation
+        self.include_top = include_top
+        self.pooling = pooling
         self.synchronized = synchronized
         self.precision = keras.config.dtype_policy().name
         self.remat = remat
@@ -186,6 +201,8 @@ class GatedResNeXt(keras.Model):
             "architecture": self.architecture.to_dict(),
             "connectivity": self.connectivity and self.connectivity.to_dict(),
             "classifier_activation": self.classifier_activation,
+            "include_top": self.include_top,
+            "pooling": self.pooling,
             "synchronized": self.synchronized,
             "precision": self.precision,
             "remat": self.remat,
@@ -238,6 +255,13 @@ def _check(architecture: Architecture, connectivity: Connectivity | None) -> Non
         raise ValueError(
             f"the architecture has {architecture.modules} modules. Received: a wiring of {len(connectivity.blocks)}"
         )
+
+
+def _check_pooling(include_top: bool, pooling: str | None) -> None:
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling must be one of {POOLINGS}. Received: pooling={pooling!r}")
+    if include_top and pooling is not None:
+        raise ValueError(f"pooling is of features, with include_top=False. Received: pooling={pooling!r}")
 
 
 def _counted(connectivity: Connectivity | None, module: int) -> tuple[int, ...] | None:

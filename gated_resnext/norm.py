@@ -21,6 +21,8 @@ LANES = 64  # channels side by side from which on a broadcast over them runs at 
 class BranchNorm(keras.layers.Layer):
     """Batch norm of J branches: y = gamma (x - mean) / sqrt(variance + 1e-5) + beta, the variables (J, channels).
 
+    Like Keras' own it evaluates in training too, and keeps its statistics, while it is not `trainable`.
+
     Args:
         gamma: what the scale starts from.
     """
@@ -46,7 +48,7 @@ class BranchNorm(keras.layers.Layer):
 
         `moments` returns the batch's mean and variance, (J, channels) each; it is called in training only.
         """
-        if training:
+        if training and self.trainable:
             mean, variance = moments()
             self._move(mean, variance)
         else:
@@ -65,7 +67,7 @@ class BranchNorm(keras.layers.Layer):
             synchronized: whether those of all replicas.
             counted: the rows that make the statistics; None for x.
         """
-        if not training or synchronized or counted is not None:
+        if not (training and self.trainable) or synchronized or counted is not None:
             scale, shift = self.affine(lambda: moments(x if counted is None else counted, synchronized), training)
             return x * ops.cast(scale, x.dtype)[:, None] + ops.cast(shift, x.dtype)[:, None]
         rows = _side_by_side(ops.cast(x, "float32"))

@@ -14,6 +14,7 @@ import fnmatch
 import os
 import pathlib
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import zoo
@@ -95,45 +96,67 @@ def load(
     name: str,
     weights: str | os.PathLike[str] | None = "auto",
     *,
+    classes: int | None = None,
+    include_top: bool = True,
+    pooling: str | None = None,
+    fan_in: int | None = None,
+    cardinality: int | None = None,
+    input_shape: Sequence[int] | None = None,
     classifier_activation: str | None = "softmax",
     seed: int | None = None,
 ) -> GatedResNeXt:
-    """A network of the zoo.
+    """A network of the zoo, as it was trained or to be trained on for another task.
 
     Args:
         name: an entry, such as "cifar100_29_64_8_k1".
-        weights: "auto" takes the published weights, or warns and initialises where there are none; "published" takes
-            them or fails; None initialises; else the path of a .keras, .weights.h5 or .npz file.
+        weights: "auto" takes the published weights, or warns and initialises where there are none that fit;
+            "published" takes them or fails; None initialises; else the path of a .keras, .weights.h5 or .npz file.
+        classes: of a classifier of your own, instead of the data set's: freshly initialised, even if there are as many,
+            unless the weights are a file's whose classifier has as many. None keeps the trained one.
+        include_top: False for features, without the classifier.
+        pooling: of the features: None for the feature maps, "avg" or "max" for a vector an image.
+        fan_in: K instead of the entry's; published weights are of theirs.
+        cardinality: C instead of the entry's; published weights are of theirs.
+        input_shape: (height, width, channels) instead of the data set's. Published weights fit any height and width.
         classifier_activation: "softmax", or None for logits.
         seed: of the initial weights, the draws and a random wiring.
 
     Returns:
-        A `keras.Model` from uint8 images (batch, height, width, channels) to probabilities (batch, classes). With
-        published weights the wiring is the one that was learned.
+        A `keras.Model` from uint8 images (batch, height, width, channels) to probabilities (batch, classes), or to
+        features. With published weights the wiring is the one that was learned.
 
     Raises:
-        UserError: if the name is unknown, or the weights are missing or damaged.
+        UserError: if the name is unknown, the weights are missing, damaged or do not fit, or the arguments do not go
+            together.
 
     Example:
 
     >>> load("digits_11_4_4_k1").output_shape
     (None, 10)
+    >>> load("digits_11_4_4_k1", include_top=False, pooling="avg").output_shape
+    (None, 256)
     """
+    own, published = architecture(name), card(name)
+    # The import of Keras waits until the name is known.
+    from gated_resnext import heads
     from gated_resnext.model import GatedResNeXt
 
-    shape, published = architecture(name), card(name)
+    heads.check(classes, include_top, pooling)
+    changes = {"classes": classes, "fan_in": fan_in, "cardinality": cardinality, "input_shape": input_shape}
+    shape = _changed(own, {field: value for field, value in changes.items() if value is not None})
+    unfit = _why_not_published(name, own, shape) if published else ""
+    if weights == "published" and (unfit or published is None):
+        train = f"there are no published weights of {name}; train them: python -m gated_resnext.train --entry={name}"
+        raise UserError(f"{unfit}; weights=None initialises them" if unfit else train)
+    options: dict[str, Any] = {"include_top": include_top, "pooling": pooling, "seed": seed, "name": name}
     wiring: Connectivity | None = None
-    if weights == "published" and published is None:
-        raise UserError(
-            f"there are no published weights of {name}; train them: python -m gated_resnext.train --entry={name}"
-        )
-    if weights in ("auto", "published") and published is not None:
+    if weights in ("auto", "published") and published is not None and not unfit:
         try:
             stored = published["weights"]
             arrays = files.read_arrays(FOLDER / "weights" / stored["file"], digest=str(stored["sha256"]))
             wiring = Connectivity.from_dict(published["connectivity"]) if published["connectivity"] else None
-            model = GatedResNeXt(shape, wiring, classifier_activation, seed=seed, name=name)
-            model.assign_by_name(arrays)
+            model = GatedResNeXt(shape, wiring, classifier_activation, **options)
+            model.assign_by_name(heads.fitted(arrays, model, new_head=classes is not None))
         except UserError:
             raise
         except (KeyError, TypeError, ValueError) as error:
@@ -141,39 +164,85 @@ def load(
         return model
     if entry(name).wiring == "random":
         wiring = Connectivity.random(shape.modules, shape.cardinality, shape.fan_in, seed=seed or 0)
-    if weights == "auto" and published is None:
+    if weights == "auto":
         warnings.warn(
-            f"{name} has no published weights: this network is freshly initialised and knows nothing. Train it with "
-            f"python -m gated_resnext.train --entry={name}, or pass weights=None to silence this.",
+            f"{unfit or f'{name} has no published weights'}: this network is freshly initialised and knows nothing. "
+            f"Train it with python -m gated_resnext.train --entry={name}, or pass weights=None to silence this.",
             stacklevel=2,
         )
-    model = GatedResNeXt(shape, wiring, classifier_activation, seed=seed, name=name)
+    model = GatedResNeXt(shape, wiring, classifier_activation, **options)
     if weights not in ("auto", None):
-        model = _read_weights(model, pathlib.Path(weights))  # type: ignore[arg-type]
+        model = _read_weights(model, pathlib.Path(weights), own)  # type: ignore[arg-type]
     return model
 
 
-def _read_weights(model: GatedResNeXt, path: pathlib.Path) -> GatedResNeXt:
-    """The network with the weights, and from a .keras file the wiring, of a file."""
+def _changed(own: Architecture, changes: dict[str, Any]) -> Architecture:
+    """The architecture of an entry with some fields of one's own."""
+    if own.aggregation == "shared" and "cardinality" in changes:
+        changes.setdefault("fan_in", changes["cardinality"])
+    try:
+        return own.replace(**changes)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{error}. Changed: {changes}") from None
+
+
+def _why_not_published(name: str, own: Architecture, shape: Architecture) -> str:
+    """What keeps an entry's published weights from fitting another architecture; nothing if they do."""
+
+    def said(arch: Architecture) -> str:
+        return f"K = {arch.fan_in}, C = {arch.cardinality} and {arch.input_shape[2]} channels"
+
+    return "" if said(own) == said(shape) else f"the published weights of {name} are of {said(own)}, not {said(shape)}"
+
+
+def _read_weights(model: GatedResNeXt, path: pathlib.Path, own: Architecture) -> GatedResNeXt:
+    """The network with the weights, and from a .keras file the wiring, of a file.
+
+    The file may hold the same network, or the entry's `own` where the head or the size of the images is another.
+    """
     import keras
 
-    from gated_resnext import pruning
+    from gated_resnext import heads, pruning
     from gated_resnext.model import GatedResNeXt
 
     if not path.is_file():
         raise UserError(
             f"weights must be 'auto', 'published', None or a file. Received: {str(path)!r}, which is no file"
         )
+    shape = model.architecture
+    other = shape.replace(classes=own.classes, input_shape=own.input_shape)
+    same = shape == other and model.include_top
+    head = {"classifier_activation": model.classifier_activation, "name": model.name}
     try:
         if path.suffix == ".npz":
-            model.assign_by_name(files.read_arrays(path))
+            values = files.read_arrays(path)
         elif path.suffix == ".keras":
             loaded = keras.saving.load_model(path, compile=False)
-            if not isinstance(loaded, GatedResNeXt) or loaded.architecture != model.architecture:
+            if not isinstance(loaded, GatedResNeXt):
                 raise ValueError("it holds another network")
-            return pruning.rebuild(loaded, classifier_activation=model.classifier_activation, name=model.name)
+            found = loaded.architecture
+            if same and found == shape and loaded.include_top:
+                return pruning.rebuild(loaded, **head)
+            trunk = found.replace(classes=own.classes, input_shape=own.input_shape)
+            if same or trunk != other:
+                raise ValueError("it holds another network")
+            kept = not model.include_top or (loaded.include_top and found.classes == shape.classes)
+            return heads.transfer(
+                loaded,
+                None if kept else shape.classes,
+                include_top=model.include_top,
+                pooling=model.pooling,
+                input_shape=shape.input_shape,
+                seed=model.seed,
+                **head,
+            )
         else:
-            model.load_weights(path)
+            values = _hdf5(model, path, None if same else other)
+        if not same:
+            kernel = values.get("classifier/kernel")
+            fits = kernel is not None and kernel.shape[-1:] == (shape.classes,)
+            values = heads.fitted(values, model, new_head=not fits)
+        model.assign_by_name(values)
     except UserError:
         raise
     except Exception as error:  # zip, HDF5 and Keras each have their own for a damaged file
@@ -181,6 +250,23 @@ def _read_weights(model: GatedResNeXt, path: pathlib.Path) -> GatedResNeXt:
             f"{path} does not hold weights of {model.name}: {str(error).strip().splitlines()[0]}"
         ) from error
     return model
+
+
+def _hdf5(model: GatedResNeXt, path: pathlib.Path, other: Architecture | None) -> dict[str, Any]:
+    """Weights by name of an HDF5 file of the network, or of its trunk with the whole head of `other`."""
+    from gated_resnext.model import GatedResNeXt
+
+    if other is not None:
+        whole = GatedResNeXt(other, model.connectivity)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what the file has too much or too little
+                whole.load_weights(path)
+            return whole.weights_by_name()
+        except ValueError:  # then it is of this very network, or of none
+            pass
+    model.load_weights(path)
+    return model.weights_by_name()
 
 
 def markdown(pattern: str = "*") -> str:

@@ -231,9 +231,10 @@ def test_a_damaged_file_is_refused(own, tmp_path, form, damage):
 
 @pytest.mark.filterwarnings("default::UserWarning")  # Keras warns of an HDF5 file; the library must refuse it
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_file_of_another_network_is_refused(foreign, form):
+@pytest.mark.parametrize("options", [{}, {"classes": 3}, {"include_top": False}])
+def test_a_file_of_another_network_is_refused(foreign, form, options):
     with pytest.raises(UserError, match=f"does not hold weights of {K1}") as error:
-        zoo.load(K1, foreign[form])
+        zoo.load(K1, foreign[form], **options)
     assert "\n" not in str(error.value)
 
 
@@ -251,6 +252,99 @@ def test_weights_that_are_no_file_are_refused(tmp_path):
     shutil.copy(__file__, tmp_path / "a.txt")
     with pytest.raises(UserError, match="a.txt does not hold weights"):
         zoo.load(K1, tmp_path / "a.txt")
+
+
+# Transfer
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_classes_of_ones_own_are_a_new_head_on_the_published_trunk(published, source):
+    weights = source.weights_by_name()
+    for classes in (3, 10):
+        model = zoo.load(K1, classes=classes, seed=0)
+        assert model.output_shape == (None, classes) and model.connectivity == freeze(source).connectivity
+        for name, value in model.weights_by_name().items():
+            own = name.startswith("classifier/")
+            same = value.shape == weights[name].shape and (value == weights[name]).all()
+            assert same != own, name
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_features_and_larger_images_of_the_published_network(published, source, images):
+    maps = zoo.load(K1, include_top=False)
+    assert maps.output_shape == (None, 2, 2, 256)
+    pooled = zoo.load(K1, include_top=False, pooling="avg")(images).numpy()
+    np.testing.assert_allclose(pooled, maps(images).numpy().mean((1, 2)), rtol=1e-5)
+    larger = zoo.load(K1, "published", input_shape=[16, 12, 1])
+    assert larger.input_shape == (None, 16, 12, 1) and larger.output_shape == (None, 10)
+    mean = larger.weights_by_name()["standardize/mean_image"]
+    np.testing.assert_allclose(mean, np.full((16, 12, 1), source.weights_by_name()["standardize/mean_image"].mean()))
+
+
+@pytest.mark.parametrize("changes", [{"fan_in": 2}, {"cardinality": 3}, {"input_shape": (8, 8, 3), "classes": 5}])
+def test_published_weights_that_do_not_fit_are_not_taken(published, changes):
+    with pytest.raises(UserError, match=f"weights of {K1} are of K = 1, C = 4 and 1 channels, not K = .*weights=None"):
+        zoo.load(K1, "published", **changes)
+    with pytest.warns(UserWarning, match="are of K = 1, C = 4 and 1 channels, not K = .* freshly initialised"):
+        model = zoo.load(K1, **changes)
+    for field, value in changes.items():
+        assert getattr(model.architecture, field) == value
+    assert model.connectivity is None and len(model.real_gates()) == 2
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_what_is_changed_may_be_what_it_was(published, source, images):
+    model = zoo.load(K1, "published", fan_in=1, cardinality=4, input_shape=(8, 8, 1))
+    np.testing.assert_allclose(model(images).numpy(), source(images).numpy(), atol=1e-6)
+    shared = zoo.load("digits_11_4_4_full", None, cardinality=2, classes=3)
+    assert (shared.architecture.fan_in, shared.output_shape) == (2, (None, 3))
+    random = zoo.load("digits_11_4_4_random_k2", None, fan_in=3, seed=1)
+    assert random.connectivity == Connectivity.random(3, 4, 3, seed=1)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"fan_in": 5}, "fan_in .K. must be at most cardinality"),
+        ({"classes": 0}, "classes must be a whole number of at least 1"),
+        ({"input_shape": 8}, "Changed: {'input_shape': 8}"),
+        ({"input_shape": (8, 8)}, "input_shape must be .height, width, channels."),
+        ({"classes": 3, "include_top": False}, "features have no classes"),
+        ({"pooling": "avg"}, "pooling is of features"),
+        ({"include_top": False, "pooling": "sum"}, "pooling must be one of"),
+    ],
+)
+def test_changes_that_do_not_go_together_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        zoo.load(K1, None, **changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_trunk_of_a_file(own, source, images, form):
+    weights = source.weights_by_name()
+    for options in ({"classes": 3}, {"include_top": False, "pooling": "max"}, {"input_shape": (10, 8, 1)}):
+        model = zoo.load(K1, own[form], seed=0, **options)
+        kept = "input_shape" in options
+        for name, value in model.weights_by_name().items():
+            if name.startswith("classifier/") and not kept:
+                assert value.shape[-1] == 3
+            elif name != "standardize/mean_image":
+                np.testing.assert_array_equal(value, weights[name], err_msg=name)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("options", [{"classes": 3}, {"include_top": False, "pooling": "avg"}])
+def test_a_file_of_a_network_with_another_head_is_read_whole(tmp_path, images, options):
+    tuned = zoo.load(K1, None, seed=5, **options)
+    for form, path in written(tuned, tmp_path).items():
+        model = zoo.load(K1, path, seed=6, **options)
+        np.testing.assert_array_equal(model(images).numpy(), tuned(images).numpy(), err_msg=form)
+        if form != "a.keras":
+            continue
+        with pytest.raises(UserError, match="it holds another network"):
+            zoo.load(K1, path)
 
 
 def test_looking_needs_neither_keras_nor_tensorflow(run_python, tmp_path):

@@ -10,7 +10,7 @@ Importing this package imports neither TensorFlow nor tensorflow-datasets; `regi
 
 import importlib
 
-__all__ = ["register"]
+__all__ = ["labels", "register"]
 
 _BUILDER_MODULES = ("mini_imagenet", "optical_digits")
 
@@ -25,3 +25,15 @@ def register() -> None:
     """
     for module in _BUILDER_MODULES:
         importlib.import_module(f"{__name__}.{module}")
+
+
+def labels(name: str) -> list[str]:
+    """The names of a data set's classes, as tensorflow-datasets knows them before the images are there; else numbers.
+
+    >>> labels("fashion_mnist")[:2]
+    ['T-shirt/top', 'Trouser']
+    """
+    import tensorflow_datasets as tfds
+
+    register()
+    return list(tfds.builder(name, try_gcs=False).info.features["label"].names)
