@@ -23,6 +23,22 @@ def run_python():
 
 
 @pytest.fixture(scope="session")
+def foreign_model():
+    """Writes a SavedModel of other making, with one input `x`, of a function; returns its path."""
+    import tensorflow as tf
+
+    def write(path, function, variables=(), shape=(1, 8, 8, 1), dtype=tf.float32):
+        module = tf.Module()
+        module.weights = [variable.value for variable in variables]
+        specs = [tf.TensorSpec(shape, dtype, name="x")]
+        module.serve = tf.function(function, input_signature=specs, autograph=False)
+        tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def digits_dir(tmp_path_factory):
     """A data_dir that holds optical_digits, and nothing else."""
     import tensorflow_datasets as tfds

@@ -61,6 +61,22 @@ def test_the_pictures_of_the_training_page_are_those_of_the_command():
         assert re.search(rf"^\| `{what}` \| .* \| {re.escape(', '.join(kind.endings))} \|$", text, re.MULTILINE), what
 
 
+def test_the_transfer_page_runs(tmp_path, digits_dir):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HOME": str(tmp_path)}
+    (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)
+    code = "\n".join(block for _, block in blocks("transfer.md", "python"))
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr
+    first, top1, features, maps, shipped = done.stdout.splitlines()[-5:]
+    assert re.fullmatch(r"\[Prediction\(number=[01], label='(even|odd)', probability=0\.\d+\)\]", first)
+    assert float(top1) > 0.93
+    assert (features, maps) == ("(360, 256)", "(None, 4, 4, 256)")
+    assert shipped == "models/odd_or_even/1 [4, 4, 4] -> [2, 3, 4]"
+    assert (tmp_path / "models" / "odd_or_even" / "1" / "model.tflite").is_file()
+
+
 def test_the_recipe_of_the_training_page_is_one():
     [(_, block)] = blocks("training.md", "json")
     recipe = Recipe.from_dict(json.loads(block))

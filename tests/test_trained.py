@@ -94,20 +94,12 @@ def test_a_folder_of_pictures(places, photos, digits_dir):
         assert found.images == 60 and found.labels == tuple(CARD["labels"])
 
 
-def foreign(path, function, shape=(1, 8, 8, 1)):
-    """A SavedModel of other making."""
-    module = tf.Module()
-    module.serve = tf.function(function, input_signature=[tf.TensorSpec(shape, tf.float32, name="x")])
-    tf.saved_model.save(module, str(path), signatures={"serving_default": module.serve})
-    return path
-
-
-def test_a_saved_model_of_other_making(tmp_path, digits_dir):
+def test_a_saved_model_of_other_making(tmp_path, digits_dir, foreign_model):
     """It knows the digits by one pixel, takes one image of any size at a time, from 0 to 1, and gives logits."""
-    path = foreign(
+    path = foreign_model(
         tmp_path / "theirs",
         lambda x: {"y": 9.0 * tf.one_hot(tf.cast(x[:, 4, 4, 0] * 9, tf.int32), 10)},
-        (1, None, None, 1),
+        shape=(1, None, None, 1),
     )
     network = trained.of_saved_model(path, white=1.0)
     assert (network.name, network.labels, network.dataset, network.resize) == ("theirs", None, None, None)
