@@ -12,15 +12,13 @@ with the confusion matrix as confusion.png and confusion.svg.
 from __future__ import annotations
 
 import pathlib
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from gated_resnext import errors, files, trained
 from gated_resnext.datasets.table import DATASETS, FOLDER
-
-if TYPE_CHECKING:
-    from gated_resnext.evaluation import Evaluation
+from gated_resnext.evaluation import BINS as DEFAULT_BINS
+from gated_resnext.evaluation import Evaluation
 
 ENTRY = flags.DEFINE_string("entry", None, "Network of the zoo with published weights.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Or the folder of a finished training.")
@@ -32,7 +30,7 @@ IMAGE_FOLDER = flags.DEFINE_string("image_folder", None, "Or a folder of images 
 SPLIT = flags.DEFINE_enum("split", "test", trained.SPLITS, "Which of them; training images as they are, not augmented.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
 IMAGES = flags.DEFINE_integer("images", None, "How many, from the first. Default: all.", lower_bound=1)
-BINS = flags.DEFINE_integer("bins", 15, "Bins of the calibration error.", 1, 1000)
+BINS = flags.DEFINE_integer("bins", DEFAULT_BINS, "Bins of the calibration error.", 1, 1000)
 WHITE = flags.DEFINE_float("white", 255.0, "A white pixel in a SavedModel's input of floats: 255 or 1.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for evaluation.json, confusion.png and confusion.svg.")
 SHOWN = 5

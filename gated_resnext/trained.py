@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gated_resnext import files, recipes, zoo
+from gated_resnext import evaluation, files, recipes, zoo
 from gated_resnext.datasets.table import DATASETS
 from gated_resnext.errors import UserError
 from gated_resnext.workdir import Run
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gated_resnext.data import Images
-    from gated_resnext.evaluation import Evaluation
 
 BATCH = 128
 SPLITS = ("test", "train", "all")
@@ -188,9 +187,9 @@ def evaluate(
     *,
     split: str = "test",
     count: int | None = None,
-    bins: int | None = None,
+    bins: int = evaluation.BINS,
     seen: Callable[[int], None] = lambda images: None,
-) -> tuple[Evaluation, bool]:
+) -> tuple[evaluation.Evaluation, bool]:
     """Runs a network on images.
 
     Args:
@@ -198,7 +197,7 @@ def evaluate(
         images: what `images_for` gave.
         split: one of `SPLITS`.
         count: images, from the first; None for all.
-        bins: of the calibration error; None for `evaluation.BINS`.
+        bins: of the calibration error.
         seen: is told how many images each batch had.
 
     Returns:
@@ -207,8 +206,6 @@ def evaluate(
     Raises:
         UserError: if an image cannot be decoded, or the network does not take them.
     """
-    from gated_resnext import evaluation
-
     images.check()
     batches = images.in_order(split, count, BATCH).as_numpy_iterator()
     outputs, classes = evaluation.answers(network.run, batches, seen)
@@ -216,4 +213,4 @@ def evaluate(
     probabilities = evaluation.softmax(outputs) if logits else outputs
     named = network.labels is not None and len(network.labels) == len(images.labels) and _are_numbers(images.labels)
     labels = network.labels if named else images.labels
-    return evaluation.Evaluation.of(probabilities, classes, labels, bins=bins or evaluation.BINS), logits
+    return evaluation.Evaluation.of(probabilities, classes, labels, bins=bins), logits
