@@ -258,6 +258,8 @@ def _check(architecture: Architecture, connectivity: Connectivity | None) -> Non
 
 
 def _check_pooling(include_top: bool, pooling: str | None) -> None:
+    if not isinstance(include_top, bool):
+        raise ValueError(f"include_top must be True or False. Received: include_top={include_top!r}")
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {POOLINGS}. Received: pooling={pooling!r}")
     if include_top and pooling is not None:
