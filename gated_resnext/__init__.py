@@ -5,6 +5,7 @@
 
 What is where: `Architecture` and `Connectivity` are values, `GatedResNeXt` is the network they describe, `freeze` and
 `prune` cut it, `zoo` lists the paper's networks, `load` reads one that was trained, `Recipe` and `train` learn them.
+`GatedBranches` gates layers of one's own; `wiring` reads what a network has learned.
 Importing this package imports neither Keras nor TensorFlow: each name is fetched when it is first used.
 """
 
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gated_resnext import zoo
     from gated_resnext.architecture import Architecture
+    from gated_resnext.branches import GatedBranches
     from gated_resnext.connectivity import Connectivity
     from gated_resnext.layers import GatedAggregation, MultiBranchModule
     from gated_resnext.model import GatedResNeXt, load
-    from gated_resnext.pruning import freeze, prune
+    from gated_resnext.pruning import freeze, prune, wiring
     from gated_resnext.recipes import Phase, Recipe
 
 __version__ = "0.1.0"
@@ -28,6 +30,7 @@ _HOMES = {
     "Architecture": "architecture",
     "Connectivity": "connectivity",
     "GatedAggregation": "layers",
+    "GatedBranches": "branches",
     "GatedResNeXt": "model",
     "MultiBranchModule": "layers",
     "Phase": "recipes",
@@ -35,12 +38,14 @@ _HOMES = {
     "freeze": "pruning",
     "load": "model",
     "prune": "pruning",
+    "wiring": "pruning",
 }
 
 __all__ = [
     "Architecture",
     "Connectivity",
     "GatedAggregation",
+    "GatedBranches",
     "GatedResNeXt",
     "MultiBranchModule",
     "Phase",
@@ -48,6 +53,7 @@ __all__ = [
     "freeze",
     "load",
     "prune",
+    "wiring",
     "zoo",
 ]
 
