@@ -3,8 +3,8 @@
     python -m benchmarks.gated_branches --markdown=docs/beyond.md
     python -m benchmarks.gated_branches --dataset=cifar10 --train_images=5000 --test_images=2000 --data_dir=DIR
 
-Every module has a residual block of each kind; the last is read whole, the others as far as the wiring says. Of each
-wiring and seed a network is trained, pruned, trained on at a fifth of the rate, and evaluated on the test images; one of
+Every module has a residual block of each kind; the last is read whole, the others as far as the wiring says. For each
+wiring and seed a network is trained, pruned, trained on at a fifth of the rate and evaluated on the test images; one of
 a fixed wiring is pruned at once, which changes nothing but the time. Images are not augmented.
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -13,9 +13,15 @@ from gated_resnext.connectivity import Connectivity
 
 Tensor = Any
 Node = Any
-Kept = dict[str, list[int]]
 
 UNUSED = object()  # stands for a tensor that nothing depends on
+
+
+class Kept(NamedTuple):
+    """What is left of a GatedBranches: of its branches, and of the outputs before that it may read."""
+
+    branches: list[int]
+    sources: list[int]
 
 
 def wiring(model: keras.Model) -> Connectivity:
@@ -86,8 +92,9 @@ def prune(model: keras.Model) -> keras.Model:
 
 def _graph(model: keras.Model) -> keras.Model:
     """The model as a functional one."""
+    graph = model._functional if isinstance(model, keras.Sequential) else model
     try:
-        graph = keras.Model(model.input, model.output, name=model.name)
+        graph = keras.Model(graph.input, graph.output, name=model.name)
     except (AttributeError, ValueError):
         raise ValueError(
             f"expected a functional model, or a Sequential one that was built. Received: {model}"
@@ -119,35 +126,36 @@ def _origin(tensor: Tensor) -> tuple[Any, int]:
         (tensor,) = inputs
 
 
-def _all(graph: keras.Model) -> Kept:
-    return {layer.name: list(range(len(layer.branches))) for layer in graph.layers if isinstance(layer, GatedBranches)}
+def _all(graph: keras.Model) -> dict[str, Kept]:
+    """Everything, by the names of the GatedBranches."""
+    return {
+        node.operation.name: Kept(list(range(len(node.outputs))), list(range(len(node.input_tensors))))
+        for node in _calls(graph)
+        if isinstance(node.operation, GatedBranches)
+    }
 
 
-def _read(graph: keras.Model) -> Kept:
-    """For each GatedBranches that an output of the model depends on, the branches it depends on."""
+def _read(graph: keras.Model) -> dict[str, Kept]:
+    """What an output of the model depends on, by the names of the GatedBranches."""
     needed = {id(tensor) for tensor in graph.outputs}
-    kept: Kept = {}
+    kept: dict[str, Kept] = {}
     for node in _calls(graph):
         places = [place for place, tensor in enumerate(node.outputs) if id(tensor) in needed]
         layer, inputs = node.operation, node.input_tensors
-        if places and isinstance(layer, GatedBranches):
+        if not places:
+            continue
+        if isinstance(layer, GatedBranches):
             if layer.name in kept:
                 raise ValueError(f"a GatedBranches is pruned where it is called once. Received: {layer}, called twice")
-            kept[layer.name] = places
-            inputs = [inputs[source] for source in _sources(layer, places)] if layer.gated else inputs
-        if places:
-            needed |= set(map(id, inputs))
+            reads = layer.reads()
+            read = {0} if reads is None else {source for place in places for source in reads[place]}
+            kept[layer.name] = Kept(places, sorted(read))
+            inputs = [inputs[source] for source in sorted(read)]
+        needed |= set(map(id, inputs))
     return kept
 
 
-def _sources(layer: GatedBranches, branches: list[int]) -> list[int]:
-    """Which of its inputs some branches of a layer read, in order."""
-    reads = layer.reads()
-    assert reads is not None
-    return sorted({source for branch in branches for source in reads[branch]})
-
-
-def _rebuilt(model: keras.Model, choose: Callable[[keras.Model], Kept]) -> keras.Model:
+def _rebuilt(model: keras.Model, choose: Callable[[keras.Model], dict[str, Kept]]) -> keras.Model:
     """The model with a fixed wiring and the chosen branches of each GatedBranches, and its weights."""
     graph = _graph(model)
     kept = choose(graph)
@@ -161,10 +169,10 @@ def _rebuilt(model: keras.Model, choose: Callable[[keras.Model], Kept]) -> keras
 
     def called(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, GatedBranches) and layer.name in kept:
-            (y,), before, places = args, graph.get_layer(layer.name), kept[layer.name]
+            (y,), (branches, sources), before = args, kept[layer.name], graph.get_layer(layer.name)
             if before.gated:
-                y = [y[source] for source in _sources(before, places)]
-            given = dict(zip(places, layer(y, **kwargs), strict=True))
+                y = [y[source] for source in sources]
+            given = dict(zip(branches, layer(y, **kwargs), strict=True))
             return [given.get(place, UNUSED) for place in range(len(before.branches))]
         if any(value is UNUSED for value in keras.tree.flatten((args, kwargs))):
             return UNUSED
@@ -176,17 +184,17 @@ def _rebuilt(model: keras.Model, choose: Callable[[keras.Model], Kept]) -> keras
             continue
         before = graph.get_layer(layer.name)
         if isinstance(layer, GatedBranches):
-            for branch, place in zip(layer.branches, kept[layer.name], strict=True):
+            for branch, place in zip(layer.branches, kept[layer.name].branches, strict=True):
                 branch.set_weights(before.branches[place].get_weights())
         elif not (isinstance(layer, keras.Model) and _holds(layer)):
             layer.set_weights(before.get_weights())
     return rebuilt
 
 
-def _fixed(layer: GatedBranches, branches: list[int]) -> GatedBranches:
-    """New branches of a layer, without their weights; what they read is renumbered."""
+def _fixed(layer: GatedBranches, kept: Kept) -> GatedBranches:
+    """What is kept of a layer, without the weights; what the branches read is renumbered."""
     config, reads = layer.get_config(), layer.reads()
     if reads is not None:
-        position = {source: place for place, source in enumerate(_sources(layer, branches))}
-        config["sources"] = [[position[source] for source in reads[branch]] for branch in branches]
-    return GatedBranches.from_config({**config, "branches": [config["branches"][branch] for branch in branches]})
+        position = {source: place for place, source in enumerate(kept.sources)}
+        config["sources"] = [[position[source] for source in reads[branch]] for branch in kept.branches]
+    return GatedBranches.from_config({**config, "branches": [config["branches"][branch] for branch in kept.branches]})
