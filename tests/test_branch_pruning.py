@@ -72,6 +72,7 @@ def differ(model):
 def test_the_pruned_model_is_the_same_to_the_last_bit(wiring, aggregation):
     keras.utils.clear_session()
     model = chain(*wiring, aggregation=aggregation)
+    hypothesis.assume(differ(model))
     pruned = gated_resnext.prune(model)
     np.testing.assert_array_equal(pruned(X), model(X))
     read = oracle.read_by_the_head(wiring)
