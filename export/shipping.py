@@ -161,7 +161,7 @@ def _check_model(model: keras.Model) -> None:
         if model.architecture.gates == "real":
             raise UserError("a network with real-valued gates is not exported: every block reads every other")
         return
-    inputs, outputs = model.inputs, model.outputs
+    inputs, outputs = (getattr(model, name, None) or [] for name in ("inputs", "outputs"))  # none where subclassed
     if [(each.dtype, len(each.shape)) for each in inputs] != [("uint8", 4)] or [len(y.shape) for y in outputs] != [2]:
         raise UserError(
             "a model is exported that goes from uint8 images, (batch, height, width, channels), to (batch, classes): "

@@ -91,7 +91,15 @@ def maps():
     return keras.Model(x, GatedBranches([layers.Conv2D(3, 1)])(layers.Rescaling(1.0)(x)))
 
 
-@pytest.mark.parametrize(("other", "received"), [(float_pixels, "dtype=float32"), (maps, r"outputs=\[<KerasTensor")])
+class Subclassed(keras.Model):
+    def call(self, images):
+        return images
+
+
+@pytest.mark.parametrize(
+    ("other", "received"),
+    [(float_pixels, "dtype=float32"), (maps, r"outputs=\[<KerasTensor"), (Subclassed, r"inputs=\[\], outputs=\[\]")],
+)
 def test_other_models_are_refused(other, received, tmp_path):
     probe = Probe(IMAGES, None, "images of random pixels")
     with pytest.raises(UserError, match=rf"begin it with keras.Input\(shape, dtype='uint8'\)\. Received: .*{received}"):

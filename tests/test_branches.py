@@ -228,6 +228,22 @@ def test_a_file_holds_branches_gates_and_the_step(tmp_path):
     np.testing.assert_array_equal(other(IMAGES, training=True), model(IMAGES, training=True))
 
 
+def test_mixed_precision_keeps_the_gates_in_float32():
+    y, given = outputs_before()
+    layer = GatedBranches(
+        [keras.layers.Dense(OUT, dtype="mixed_bfloat16") for _ in range(J)], fan_in=2, seed=7, dtype="mixed_bfloat16"
+    )
+    with tf.GradientTape() as tape:
+        z = layer(given, training=True)
+        loss = tf.reduce_sum(tf.cast(tf.stack(z), tf.float32) ** 2)
+    gradient = tape.gradient(loss, layer.gate.real_gates.value)
+    assert z[0].dtype == tf.bfloat16 and gradient.dtype == tf.float32 and np.abs(gradient).min() > 0
+    binary = gates.draw(np.full((J, C), 0.25, np.float32), 2, seed=7, step=0).numpy()
+    weights = [[np.float64(weight) for weight in branch.get_weights()] for branch in layer.branches]
+    _, expected = forward(binary, y, weights, scale=0.5)
+    np.testing.assert_allclose(np.float32(np.stack(z)), expected, atol=0.05)
+
+
 def test_a_sequential_model_of_branches():
     model = keras.Sequential(
         [keras.Input((FEATURES,)), GatedBranches(dense(3, 4)), GatedBranches(dense(2), fan_in=3), layers.Average()]
