@@ -137,6 +137,19 @@ def test_what_any_other_layer_reads_stays():
         gated_resnext.wiring(model)
 
 
+def test_a_layer_of_which_nothing_is_read_goes():
+    x = keras.Input((FEATURES,))
+    one, stem = GatedBranches(blocks(2), name="one")(x), layers.Dense(FEATURES, name="stem")(x)
+    aside = GatedBranches(blocks(2), sources=((0,), (1,)), name="aside")(GatedBranches(blocks(2), name="before")(stem))
+    last = GatedBranches(blocks(2), sources=((0, 1), (1,)), name="last")([*one, *aside])
+    model = shaken(keras.Model(x, layers.Average()(last)))
+    pruned = gated_resnext.prune(model)
+    assert {"aside", "before", "stem"} <= {layer.name for layer in model.layers}
+    assert [layer.name for layer in pruned.layers if layer.weights] == ["one", "last"]
+    np.testing.assert_array_equal(pruned(X), model(X))
+    np.testing.assert_array_equal(gated_resnext.freeze(model)(X), model(X))
+
+
 def test_layers_of_one_tensor_may_stand_between():
     x = keras.Input((FEATURES,))
     one = GatedBranches(blocks(3), name="one")(x)
