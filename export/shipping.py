@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import gzip
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 
 from export import saved_model, serving, tflite, warmup
@@ -16,6 +18,7 @@ from export.compact import compact
 from export.counts import compact_counts
 from export.formats import DEFAULT, FORMATS
 from gated_resnext import files
+from gated_resnext.branches import GatedBranches
 from gated_resnext.errors import UserError
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.preprocessing import Preprocessing
@@ -61,7 +64,7 @@ def choose(formats: Sequence[str]) -> list[str]:
 
 
 def ship(
-    model: GatedResNeXt,
+    model: keras.Model,
     output: str | os.PathLike[str],
     probe: Probe,
     *,
@@ -79,7 +82,8 @@ def ship(
     network's probabilities. Beside `output` the files for TF Serving are brought up to date, if this is one for it.
 
     Args:
-        model: the trained network, unpruned.
+        model: the trained network, unpruned: a `GatedResNeXt`, or a model of one's own that is made of `GatedBranches`,
+            from uint8 images to the probabilities of classes.
         output: the folder of the network's versions, named as TF Serving is to name it.
         probe: the images to prove it on.
         preprocessing: how pictures become its pixels; None leaves out the signature that takes pictures.
@@ -91,18 +95,13 @@ def ship(
         say: is told what begins.
 
     Raises:
-        UserError: if a format is unknown or needs real images and has none, if TF Serving could not load what it finds
-            there, or a file does not compute the same function, or loses too much accuracy.
+        UserError: if a format is unknown or needs real images and has none, if the model takes or gives something else,
+            if TF Serving could not load what it finds there, or a file does not compute the same function, or loses too
+            much accuracy.
     """
     output = pathlib.Path(output)
     chosen = choose(formats)
-    if model.architecture.gates == "real":
-        raise UserError("a network with real-valued gates is not exported: every block reads every other")
-    if not model.include_top:
-        raise UserError(
-            "an export gives probabilities, and this network has no classifier (include_top=False); give it one with "
-            "gated_resnext.transfer and train it"
-        )
+    _check_model(model)
     served = any(FORMATS[name].decodes for name in chosen)
     if not served and serving.is_served(output):
         raise UserError(
@@ -113,9 +112,8 @@ def ship(
     if lossy and (probe.labels is None or probe.samples is None):
         raise UserError(f"{lossy[0]} is checked by its top-1, which needs the data set's images; not with --noise")
     samples = probe.images[:0] if probe.samples is None else probe.samples
-    arch, wiring = model.architecture, model.wiring()
     pruned = prune(model)
-    small = compact(pruned)
+    small = compact(pruned) if isinstance(pruned, GatedResNeXt) else pruned
     say(f"Running the trained network on {len(probe.images)} {probe.origin}")
     reference = run_in_batches(model.predict_on_batch, probe.images)
     checks = [_check("pruned", pruned.predict_on_batch, probe.images, reference, probe.labels)]
@@ -148,15 +146,8 @@ def ship(
         receipt = {
             "network": model.name,
             "dataset": dataset,
-            "architecture": arch.to_dict(),
             "checked_on": f"{len(probe.images)} {probe.origin}",
-            "blocks": list(wiring.blocks),
-            "blocks_pruned": list(pruned.wiring().blocks),
-            "parameters": arch.parameters(wiring.blocks),
-            "parameters_pruned": arch.parameters(pruned.wiring().blocks),
-            "parameters_compact": small.count_params(),
-            "multiply_adds": arch.multiply_adds(wiring.blocks),
-            "multiply_adds_compact": compact_counts(arch, pruned.wiring()).multiply_adds,
+            **_size(model, pruned, small),
             "top1": _top1(reference, probe.labels),
             "preprocessing": preprocessing and preprocessing.to_dict(),
             "checks": checks,
@@ -165,6 +156,55 @@ def ship(
     if served:
         notes += serving.write(output.parent)
     return Shipped(version.path, receipt, notes)
+
+
+def _check_model(model: keras.Model) -> None:
+    """Refuses what has no graph of the signature that is exported."""
+    if isinstance(model, GatedResNeXt):
+        if model.architecture.gates == "real":
+            raise UserError("a network with real-valued gates is not exported: every block reads every other")
+        if not model.include_top:
+            raise UserError(
+                "an export gives probabilities, and this network has no classifier (include_top=False); give it one "
+                "with gated_resnext.transfer and train it"
+            )
+        return
+    inputs, outputs = (getattr(model, name, None) or [] for name in ("inputs", "outputs"))  # none where subclassed
+    if [(each.dtype, len(each.shape)) for each in inputs] != [("uint8", 4)] or [len(y.shape) for y in outputs] != [2]:
+        raise UserError(
+            "a model is exported that goes from uint8 images, (batch, height, width, channels), to (batch, classes): "
+            f"begin it with keras.Input(shape, dtype='uint8'). Received: inputs={inputs}, outputs={outputs}"
+        )
+
+
+def _size(model: keras.Model, pruned: keras.Model, small: keras.Model) -> dict[str, Any]:
+    """What was cut, as the receipt tells it: gates do not count."""
+    if not isinstance(model, GatedResNeXt):
+        return {
+            "blocks": _branches(model),
+            "blocks_pruned": _branches(pruned),
+            "parameters": _parameters(model),
+            "parameters_pruned": _parameters(pruned),
+        }
+    arch, wiring = model.architecture, model.wiring()
+    return {
+        "architecture": arch.to_dict(),
+        "blocks": list(wiring.blocks),
+        "blocks_pruned": list(pruned.wiring().blocks),
+        "parameters": arch.parameters(wiring.blocks),
+        "parameters_pruned": arch.parameters(pruned.wiring().blocks),
+        "parameters_compact": small.count_params(),
+        "multiply_adds": arch.multiply_adds(wiring.blocks),
+        "multiply_adds_compact": compact_counts(arch, pruned.wiring()).multiply_adds,
+    }
+
+
+def _branches(model: keras.Model) -> list[int]:
+    return [len(layer.branches) for layer in model.layers if isinstance(layer, GatedBranches)]
+
+
+def _parameters(model: keras.Model) -> int:
+    return sum(math.prod(v.shape) for v in model.trainable_variables if not v.path.endswith("real_gates"))
 
 
 def run_in_batches(run: Callable[[Any], np.ndarray], images: Any) -> np.ndarray:

@@ -6,7 +6,7 @@
 What is where: `Architecture` and `Connectivity` are values, `GatedResNeXt` is the network they describe, `freeze` and
 `prune` cut it, `zoo` lists the paper's networks, `load` reads one that was trained, `transfer` gives it another head,
 `Recipe` and `train` learn them. `preprocess_input` and `decode_predictions` stand before and behind a network,
-`Evaluation` says how well it does.
+`Evaluation` says how well it does. `GatedBranches` gates layers of one's own; `wiring` reads what a network has learned.
 Importing this package imports neither Keras nor TensorFlow: each name is fetched when it is first used.
 """
 
@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gated_resnext import zoo
     from gated_resnext.architecture import Architecture
+    from gated_resnext.branches import GatedBranches
     from gated_resnext.connectivity import Connectivity
     from gated_resnext.evaluation import Evaluation
     from gated_resnext.heads import transfer
     from gated_resnext.layers import GatedAggregation, MultiBranchModule
     from gated_resnext.model import GatedResNeXt, load
     from gated_resnext.predictions import decode_predictions, preprocess_input
-    from gated_resnext.pruning import freeze, prune
+    from gated_resnext.pruning import freeze, prune, wiring
     from gated_resnext.recipes import Phase, Recipe
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ _HOMES = {
     "Connectivity": "connectivity",
     "Evaluation": "evaluation",
     "GatedAggregation": "layers",
+    "GatedBranches": "branches",
     "GatedResNeXt": "model",
     "MultiBranchModule": "layers",
     "Phase": "recipes",
@@ -44,6 +46,7 @@ _HOMES = {
     "preprocess_input": "predictions",
     "prune": "pruning",
     "transfer": "heads",
+    "wiring": "pruning",
 }
 
 __all__ = [
@@ -51,6 +54,7 @@ __all__ = [
     "Connectivity",
     "Evaluation",
     "GatedAggregation",
+    "GatedBranches",
     "GatedResNeXt",
     "MultiBranchModule",
     "Phase",
@@ -61,6 +65,7 @@ __all__ = [
     "preprocess_input",
     "prune",
     "transfer",
+    "wiring",
     "zoo",
 ]
 

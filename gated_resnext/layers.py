@@ -82,7 +82,7 @@ def _check_choice(field: str, value: str, choices: Sequence[str]) -> None:
 class GatedAggregation(keras.layers.Layer):
     r"""What each block of a module reads: x_j = ReLU((1/K) \sum_k g_jk y_k).
 
-    With `sources` the wiring is fixed. Without, the layer learns `real_gates`, a weight of shape (C, C): in training it
+    With `sources` the wiring is fixed. Without, the layer learns `real_gates`, a weight of shape (J, C): in training it
     draws K binary gates a row, once a call, a function of (seed, number of the call); otherwise, and while it is not
     `trainable`, it takes the top K.
 
@@ -93,6 +93,7 @@ class GatedAggregation(keras.layers.Layer):
         sources: for each block, the blocks before that feed it; None to learn them.
         remat: returns y and the (J, C) weights of the sum instead, of which a `MultiBranchModule` makes the same x and
             does not keep it. Without effect with `sources`, which keep but x in any case.
+        blocks: J, where the wiring is learned; None for as many as there are branches before.
         seed: of the draws; None for a random one.
 
     Call arguments:
@@ -118,6 +119,7 @@ class GatedAggregation(keras.layers.Layer):
         gates: str = "binary",
         sources: Sequence[Sequence[int]] | None = None,
         remat: bool = False,
+        blocks: int | None = None,
         *,
         seed: int | None = None,
         **kwargs: Any,
@@ -130,6 +132,7 @@ class GatedAggregation(keras.layers.Layer):
         self.gates = gates
         self.sources = None if sources is None else tuple(tuple(map(int, block)) for block in sources)
         self.remat = remat
+        self.blocks = blocks
         self.seed = _seed(seed)
 
     def build(self, shape: Any) -> None:
@@ -145,7 +148,7 @@ class GatedAggregation(keras.layers.Layer):
             raise ValueError(f"fan_in must be between 1 and the {branches} branches. Received: fan_in={self.fan_in}")
         self.real_gates = self.add_weight(
             name="real_gates",
-            shape=(branches, branches),
+            shape=(self.blocks or branches, branches),
             initializer=keras.initializers.Constant(1.0 / branches),
             constraint=gates.project,
             dtype="float32",
@@ -184,7 +187,7 @@ class GatedAggregation(keras.layers.Layer):
         return self.remat and self.sources is None
 
     def compute_output_spec(self, y: Any, training: bool | None = None) -> Any:
-        blocks = y.shape[0] if self.sources is None else len(self.sources)
+        blocks = (self.blocks or y.shape[0]) if self.sources is None else len(self.sources)
         if self._leaves_it:
             return keras.KerasTensor(y.shape, dtype=y.dtype), keras.KerasTensor((blocks, y.shape[0]), dtype="float32")
         return keras.KerasTensor((blocks, *y.shape[1:]), dtype=self.compute_dtype)
@@ -197,6 +200,7 @@ class GatedAggregation(keras.layers.Layer):
             "gates": self.gates,
             "sources": self.sources,
             "remat": self.remat,
+            "blocks": self.blocks,
             "seed": self.seed,
         }
 

@@ -12,7 +12,8 @@ from keras import ops
 class GateConnectSGD(keras.optimizers.SGD):
     r"""One optimizer, three kinds of variables, told apart by the last word of their name.
 
-    `kernel`: v <- momentum * v - rate * (gradient + weight_decay * w); w <- w + v, the L2 coupled as in the paper.
+    `kernel`: v <- momentum * v - rate * (gradient + weight_decay * w); w <- w + v, the L2 coupled as in the paper; also
+        for what ends so, such as `depthwise_kernel`.
     `real_gates`: g <- g - gate_rate * gradient; the gate's own constraint then clips and normalises it.
     All others (gamma, beta, bias): as the kernels, without L2.
 
@@ -49,7 +50,7 @@ class GateConnectSGD(keras.optimizers.SGD):
         if kind == "real_gates":
             self.assign_sub(variable, gradient * ops.cast(self.gate_learning_rate, gradient.dtype))
             return
-        if kind == "kernel" and self.l2:
+        if kind.endswith("kernel") and self.l2:
             gradient = gradient + ops.cast(self.l2, gradient.dtype) * variable
         super().update_step(gradient, variable, learning_rate)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 
+from gated_resnext import branch_pruning
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.model import GatedResNeXt
@@ -30,23 +32,36 @@ def rebuild(model: GatedResNeXt, **changes: Any) -> GatedResNeXt:
     return rebuilt
 
 
-def freeze(model: GatedResNeXt) -> GatedResNeXt:
+def wiring(model: keras.Model) -> Connectivity:
+    """The wiring that a network evaluates with: the top K of the gates where they are learned.
+
+    Args:
+        model: a `GatedResNeXt`, or a model of one's own that is a chain of `GatedBranches` (`branch_pruning.wiring`).
+    """
+    return model.wiring() if isinstance(model, GatedResNeXt) else branch_pruning.wiring(model)
+
+
+def freeze(model: keras.Model) -> keras.Model:
     """A network with the wiring fixed to the top K of the gates, all blocks kept: phase 2 of the training.
 
     Args:
-        model: a network whose gates are binary.
+        model: a `GatedResNeXt` whose gates are binary, or a model of one's own that is made of `GatedBranches`
+            (`branch_pruning.freeze`).
 
     Returns:
-        A new network with the same weights, or the given one where there is nothing to fix.
+        A new network with the same weights, or the given `GatedResNeXt` where there is nothing to fix.
     """
+    if not isinstance(model, GatedResNeXt):
+        return branch_pruning.freeze(model)
     return model if _is_fixed(model) else rebuild(model, connectivity=model.wiring())
 
 
-def prune(model: GatedResNeXt) -> GatedResNeXt:
+def prune(model: keras.Model) -> keras.Model:
     """A smaller network with the same function: unused blocks are cut, the wiring is fixed.
 
     Args:
-        model: a network, its wiring learned or fixed.
+        model: a `GatedResNeXt`, its wiring learned or fixed, or a model of one's own that is made of `GatedBranches`
+            (`branch_pruning.prune`).
 
     Returns:
         A new network whose `connectivity` has the active blocks alone, renumbered; the given network where every
@@ -63,6 +78,8 @@ def prune(model: GatedResNeXt) -> GatedResNeXt:
     Reference:
         Section 2.1 of the paper; docs/deviations.md, row 15.
     """
+    if not isinstance(model, GatedResNeXt):
+        return branch_pruning.prune(model)
     if model.connectivity is None and _is_fixed(model):
         return model
     wiring = model.wiring()

@@ -28,3 +28,16 @@ def test_export_latency(run_python, tmp_path):
     assert network["wiring"] == "random, seed 0" and network["counts"]["unpruned"][0] == 93_754
     assert set(network["ms"]["1"]) == {"unpruned", "compact", "compact_tflite", "resnext", "resnext_tflite"}
     assert (tmp_path / "table.md").read_text().count("`digits_11_4_4_k2`") == 6
+
+
+def test_gated_branches(run_python, digits_dir):
+    flags = ("--modules=2", "--channels=2", "--epochs=1,1", "--train_images=64", "--test_images=32", "--seeds=2")
+    done = run_python(
+        "-m", "benchmarks.gated_branches", *flags, f"--data_dir={digits_dir}", "--wirings=full;learned, K = 1"
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows] == ["| wiring", "| full", "| learned, K = 1"]
+    entropy = float(rows[2][-1].removesuffix(" |"))
+    assert rows[1][4] == "4.0 of 4" and 1.0 < entropy < 1.3863  # log 4
+    assert int(rows[2][3].replace(",", "")) < int(rows[1][3].replace(",", "")) == int(rows[1][2].replace(",", ""))

@@ -77,6 +77,18 @@ def test_the_transfer_page_runs(tmp_path, digits_dir):
     assert (tmp_path / "models" / "odd_or_even" / "1" / "model.tflite").is_file()
 
 
+def test_branches_of_ones_own_are_trained_and_exported(tmp_path, digits_dir, run_python):
+    (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)
+    [block] = [block for _, block in blocks("beyond.md", "python") if "GatedBranches" in block]
+    short = block.replace("epochs=10", "epochs=1").replace("epochs=5", "epochs=1")
+    done = run_python("-c", short, cwd=tmp_path, env={"HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert re.fullmatch(r"11909 -> \d+", lines[1]) and re.fullmatch(r"\d+\.\d\d%", lines[2])
+    assert [line.split()[0] for line in lines[3:]] == ["pruned", "saved_model", "tflite"]
+    assert (tmp_path / "models" / "own_digits" / "1" / "saved_model.pb").is_file()
+
+
 def test_the_recipe_of_the_training_page_is_one():
     [(_, block)] = blocks("training.md", "json")
     recipe = Recipe.from_dict(json.loads(block))
