@@ -36,6 +36,8 @@ def shaken(model, seed):
             variable.assign(rng.normal(0, 0.2, variable.shape))
         elif last == "mean_image":
             variable.assign(rng.uniform(60, 180, variable.shape))
+        elif last == "branch_weights":
+            variable.assign(rng.uniform(-0.3, 1.0, variable.shape))
         elif last == "real_gates":
             variable.assign(rng.dirichlet(np.ones(variable.shape[1]), variable.shape[0]))
     return model
@@ -60,7 +62,7 @@ def images_for(model, seed=0, count=3):
 @given(
     wiring=wirings(),
     seed=st.integers(0, 2**31 - 1),
-    aggregation=st.sampled_from(["mean", "sum"]),
+    aggregation=st.sampled_from(["mean", "sum", "weighted"]),
     bundle_channels=st.sampled_from([0, 6, 16]),
 )
 def test_equals_the_network_for_any_wiring(wiring, seed, aggregation, bundle_channels):
@@ -74,7 +76,7 @@ def test_equals_the_network_for_any_wiring(wiring, seed, aggregation, bundle_cha
 
 
 @pytest.mark.parametrize("stem", ["conv3", "conv3_pool", "conv7_pool"])
-@pytest.mark.parametrize(("aggregation", "fan_in"), [("mean", 1), ("mean", 2), ("shared", 4)])
+@pytest.mark.parametrize(("aggregation", "fan_in"), [("mean", 1), ("mean", 2), ("weighted", 2), ("shared", 4)])
 def test_equals_the_network_for_every_stem_and_kind(stem, aggregation, fan_in):
     arch = Architecture(8, 2, 4, fan_in, 5, (20, 17, 1), aggregation, "binary", stem, 6, 12, stages=(1, 1))
     model = shaken(GatedResNeXt(arch, seed=3), 3)
