@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from gated_resnext import zoo
     from gated_resnext.architecture import Architecture
     from gated_resnext.connectivity import Connectivity
+    from gated_resnext.dense_block import GatedDenseBlock
+    from gated_resnext.dense_wiring import DenseWiring
     from gated_resnext.layers import GatedAggregation, MultiBranchModule
     from gated_resnext.model import GatedResNeXt, load
     from gated_resnext.pruning import freeze, prune
@@ -27,7 +29,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Architecture": "architecture",
     "Connectivity": "connectivity",
+    "DenseWiring": "dense_wiring",
     "GatedAggregation": "layers",
+    "GatedDenseBlock": "dense_block",
     "GatedResNeXt": "model",
     "MultiBranchModule": "layers",
     "Phase": "recipes",
@@ -40,7 +44,9 @@ _HOMES = {
 __all__ = [
     "Architecture",
     "Connectivity",
+    "DenseWiring",
     "GatedAggregation",
+    "GatedDenseBlock",
     "GatedResNeXt",
     "MultiBranchModule",
     "Phase",

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export import saved_model, tflite
 from export.compact import compact
 from gated_resnext import Architecture, Connectivity, GatedResNeXt, prune
 
@@ -98,6 +99,27 @@ def test_has_stock_layers_alone_and_no_weight_twice(aggregation):
         if module == arch.modules - 1 or aggregation == "shared":  # one bias for what is only read as a sum
             expected -= (count - 1) * plan.filters
     assert small.count_params() == expected
+
+
+def test_files_of_a_weighted_network_compute_what_it_does(tmp_path):
+    arch = Architecture(11, 2, 4, 2, 5, (9, 8, 3), "weighted", stem_filters=4, filters=8)
+    model = shaken(GatedResNeXt(arch, seed=2), 2)
+    images, graph = images_for(model), compact(model)
+    expected = model.predict_on_batch(images)
+    assert np.ptp(expected, axis=0).max() > 1e-3  # the images do matter
+    for form, place in ((saved_model, tmp_path / "saved_model"), (tflite, tmp_path / "model.tflite")):
+        form.write(graph, place, images[:0])
+        np.testing.assert_allclose(form.runner(place)(images), expected, atol=1e-5)
+    # Of every weight in use there is a constant in the graph, and no other factor.
+    factors = [
+        layer.scale for layer in graph.layers if type(layer).__name__ == "Rescaling" and "weighted" in layer.name
+    ]
+    used = prune(model)
+    wired = [
+        gate.branch_weights.numpy()[used.wiring().binary_gates(module) > 0]
+        for module, gate in enumerate(used.gates, start=2)
+    ]
+    np.testing.assert_allclose(np.sort(factors), np.sort(np.concatenate(wired)), rtol=1e-6)
 
 
 def test_real_valued_gates_have_none():
