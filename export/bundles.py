@@ -17,7 +17,7 @@ BUNDLE_CHANNELS = 16
 def groups(
     architecture: Architecture, wiring: Connectivity, module: int
 ) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-    """The blocks of a module that read the same inputs.
+    """The blocks of a module that read the same: the same inputs in the same sum.
 
     Args:
         architecture: the network's.
@@ -26,7 +26,8 @@ def groups(
 
     Returns:
         For each group, in the order of its first block: what it reads, as blocks of the module before, and its blocks.
-        Module 0 reads one tensor, the stem; so does every module of aggregation="shared", the sum.
+        Module 0 reads one tensor, the stem; so does every module of aggregation="shared", the sum. Under "weighted"
+        every block has weights, and so a group, of its own.
 
     Example:
 
@@ -36,6 +37,8 @@ def groups(
     """
     if module == 0 or architecture.aggregation == "shared":
         return (((0,), tuple(range(wiring.blocks[module]))),)
+    if architecture.aggregation == "weighted":
+        return tuple((sources, (block,)) for block, sources in enumerate(wiring.sources[module - 1]))
     readers: dict[tuple[int, ...], list[int]] = {}
     for block, sources in enumerate(wiring.sources[module - 1]):
         readers.setdefault(sources, []).append(block)

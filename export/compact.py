@@ -1,9 +1,9 @@
 """The inference graph of a network: what one would write by hand for its wiring, in stock Keras layers.
 
 Unused blocks are gone, batch norm is folded into the convolutions and the scale of the pixels into the first, blocks
-that read the same inputs share the sum, the shortcut and one merged 1x1 convolution, and where they are narrow their
-3x3 convolutions are merged too; of the last module only the sum is made. No layer of ours, no random op, no custom
-gradient is left.
+that read the same share the sum, the shortcut and one merged 1x1 convolution, and where they are narrow their
+3x3 convolutions are merged too; of the last module only the sum is made. The weights of weighted sums are constants. No
+layer of ours, no random op, no custom gradient is left.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class _Builder:
         inputs, narrow = [], []
         for number, (sources, members) in enumerate(grouped, start=1):
             name = f"{plan.name}_group{number}"
-            inputs.append(self._input([before[source] for source in sources], name) if module else before[0])
+            inputs.append(self._input(module, [*sources], before, members[0], name) if module else before[0])
             narrow.append(self._narrow(inputs[-1], plan, members, name))
         # One layer, called on the input of every group: its weights are stored once.
         project = None
@@ -199,9 +199,16 @@ class _Builder:
     def _split(self, x: Any, sizes: Sequence[int]) -> list[Any]:
         return [x] if len(sizes) == 1 else self.toolkit.split(x, sizes)
 
-    def _input(self, y: list[Any], name: str) -> Any:
-        """ReLU of the mean (or sum) of what a group reads; a sum of one vanishes."""
-        layers, count = self.layers, len(y)
+    def _input(self, module: int, sources: list[int], before: list[Any], block: int, name: str) -> Any:
+        """ReLU of the mean (or sum, or the block's weighted sum) of what a group reads; a sum of one vanishes."""
+        layers, count = self.layers, len(sources)
+        y = [before[source] for source in sources]
+        if self.arch.aggregation == "weighted":
+            weights = self.weights[f"{self.arch.plan()[module].name}_gate/branch_weights"][block, sources]
+            y = [
+                layers.Rescaling(float(weight), name=f"{name}_weighted{source + 1}")(branch)
+                for branch, weight, source in zip(y, weights, sources, strict=True)
+            ]
         x = layers.ReLU(name=f"{name}_relu")(self._sum(y, f"{name}_gather"))
         if count > 1 and self.arch.aggregation == "mean":
             x = layers.Rescaling(1.0 / count, name=f"{name}_mean")(x)

@@ -1,8 +1,9 @@
 """How large the compact graph is and how much it computes, without building it, and counted from it.
 
 A multiply-add is one product with its addition, of a convolution or a dense layer, for one image; padding is counted as
-if it were image, and the additions of biases, shortcuts, sums and pooling are not counted. This is how
-`Architecture.multiply_adds` counts the network before it is exported.
+if it were image, and the additions of biases, shortcuts, sums and pooling are not counted. Nor are the factors of means
+and weighted sums, which are constants of the graph. This is how `Architecture.multiply_adds` counts the network before
+it is exported.
 
 Plain Python: nothing here needs Keras or TensorFlow.
 """

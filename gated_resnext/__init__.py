@@ -6,7 +6,8 @@
 What is where: `Architecture` and `Connectivity` are values, `GatedResNeXt` is the network they describe, `freeze` and
 `prune` cut it, `zoo` lists the paper's networks, `load` reads one that was trained, `transfer` gives it another head,
 `Recipe` and `train` learn them. `preprocess_input` and `decode_predictions` stand before and behind a network,
-`Evaluation` says how well it does. `GatedBranches` gates layers of one's own; `wiring` reads what a network has learned.
+`Evaluation` says how well it does. `GatedBranches` gates layers of one's own, `GatedDenseBlock` the skip connections of
+a dense block; `wiring` reads what a network has learned.
 Importing this package imports neither Keras nor TensorFlow: each name is fetched when it is first used.
 """
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from gated_resnext.architecture import Architecture
     from gated_resnext.branches import GatedBranches
     from gated_resnext.connectivity import Connectivity
+    from gated_resnext.dense_block import GatedDenseBlock
+    from gated_resnext.dense_wiring import DenseWiring
     from gated_resnext.evaluation import Evaluation
     from gated_resnext.heads import transfer
     from gated_resnext.layers import GatedAggregation, MultiBranchModule
@@ -33,9 +36,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "Architecture": "architecture",
     "Connectivity": "connectivity",
+    "DenseWiring": "dense_wiring",
     "Evaluation": "evaluation",
     "GatedAggregation": "layers",
     "GatedBranches": "branches",
+    "GatedDenseBlock": "dense_block",
     "GatedResNeXt": "model",
     "MultiBranchModule": "layers",
     "Phase": "recipes",
@@ -52,9 +57,11 @@ _HOMES = {
 __all__ = [
     "Architecture",
     "Connectivity",
+    "DenseWiring",
     "Evaluation",
     "GatedAggregation",
     "GatedBranches",
+    "GatedDenseBlock",
     "GatedResNeXt",
     "MultiBranchModule",
     "Phase",

@@ -6,10 +6,11 @@ Plain Python: nothing here needs Keras or TensorFlow.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-AGGREGATIONS = ("mean", "sum", "shared")
+AGGREGATIONS = ("mean", "sum", "weighted", "shared")
 GATES = ("binary", "real")
 STEMS = ("conv3", "conv3_pool", "conv7_pool")
 MOST = 100_000  # beyond it a number is a mistake
@@ -67,7 +68,8 @@ class Architecture:
         classes: outputs of the classifier.
         input_shape: (height, width, channels) of the image, in pixels.
         aggregation: what a block reads. "mean": ReLU of the mean of its K inputs; "sum": Eq. 2 to the letter;
-            "shared": Eq. 1, all blocks read one sum, which is ResNeXt (docs/deviations.md, rows 1 and 14).
+            "weighted": their sum with learned weights (docs/beyond_weighted.md); "shared": Eq. 1, all blocks read one
+            sum, which is ResNeXt (docs/deviations.md, rows 1 and 14).
         gates: "binary" draws K gates at each step; "real" is the paper's ablation with real-valued gates.
         stem: "conv3", a 3x3 convolution; "conv3_pool", the same and a 3x3 max pool of stride 2;
             "conv7_pool", a 7x7 convolution of stride 2 and that pool.
@@ -93,7 +95,7 @@ class Architecture:
     fan_in: int
     classes: int = 10
     input_shape: tuple[int, int, int] = (32, 32, 3)
-    aggregation: Literal["mean", "sum", "shared"] = "mean"
+    aggregation: Literal["mean", "sum", "weighted", "shared"] = "mean"
     gates: Literal["binary", "real"] = "binary"
     stem: Literal["conv3", "conv3_pool", "conv7_pool"] = "conv3"
     stem_filters: int = 16
@@ -123,6 +125,11 @@ class Architecture:
             raise ValueError(
                 f"aggregation='shared' feeds every block all {self.cardinality} blocks before, so fan_in must be "
                 f"{self.cardinality}. Received: fan_in={self.fan_in}"
+            )
+        if self.aggregation == "weighted" and self.gates == "real":
+            raise ValueError(
+                "aggregation='weighted' goes with gates='binary': real-valued gates are weights of the sum already. "
+                "Received: gates='real'"
             )
         shape = tuple(self.input_shape)
         if len(shape) != 3 or not all(type(n) is int and 0 < n <= MOST for n in shape):
@@ -175,15 +182,18 @@ class Architecture:
         return tuple(plans)
 
     def parameters(self, blocks: Sequence[int] | None = None) -> int:
-        """Trainable weights, gates not counted.
+        """Trainable weights, gates not counted; of a weighted sum, one for each pair of a block and a block before.
 
         Args:
             blocks: blocks in each module, as `Connectivity.blocks` gives them; None for C in every one.
         """
         plans, stem = self.plan(), (7 if self.stem == "conv7_pool" else 3) ** 2 * self.input_shape[2]
         total = (stem + 2) * self.stem_filters + (plans[-1].filters + 1) * self.classes
-        for plan, count in zip(plans, self._blocks(blocks), strict=True):
+        counts = self._blocks(blocks)
+        for plan, count in zip(plans, counts, strict=True):
             total += count * plan.block_parameters + plan.shared_parameters
+        if self.aggregation == "weighted":
+            total += sum(before * count for before, count in itertools.pairwise(counts))
         return total
 
     def multiply_adds(self, blocks: Sequence[int] | None = None) -> int:

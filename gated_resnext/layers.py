@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from gated_resnext import gates
-from gated_resnext.architecture import GATES
+from gated_resnext.architecture import AGGREGATIONS, GATES
 from gated_resnext.norm import BranchNorm, moments_after
 
 Tensor = Any
@@ -86,13 +86,17 @@ class GatedAggregation(keras.layers.Layer):
     draws K binary gates a row, once a call, a function of (seed, number of the call); otherwise, and while it is not
     `trainable`, it takes the top K.
 
+    With aggregation="weighted", x_j = ReLU(\sum_k g_jk a_jk y_k), where `branch_weights` a of shape (J, C) is learned,
+    beginning at 1/K, with which it is the mean. For s_j, the sum before its ReLU, dL/da_jk = g_jk <dL/ds_j, y_k> and
+    dL/dg_jk = a_jk <dL/ds_j, y_k>, the latter for all k and straight through to the real gate.
+
     Args:
         fan_in: K.
-        aggregation: "mean" as above, or "sum" without the 1/K.
+        aggregation: "mean" as above, "sum" without the 1/K, or "weighted".
         gates: "binary", or "real" to weigh by the real gates themselves.
         sources: for each block, the blocks before that feed it; None to learn them.
         remat: returns y and the (J, C) weights of the sum instead, of which a `MultiBranchModule` makes the same x and
-            does not keep it. Without effect with `sources`, which keep but x in any case.
+            does not keep it. Without effect where neither gates nor weights are learned: there x alone is kept anyway.
         blocks: J, where the wiring is learned; None for as many as there are branches before.
         seed: of the draws; None for a random one.
 
@@ -109,7 +113,7 @@ class GatedAggregation(keras.layers.Layer):
     TensorShape([4, 1, 8, 8, 16])
 
     Reference:
-        Eq. 2 and Algorithm 1 of the paper; docs/deviations.md, rows 1, 2 and 9 to 13.
+        Eq. 2, Algorithm 1 and, for the weights, section 5 of the paper; docs/deviations.md, rows 1, 2 and 9 to 13.
     """
 
     def __init__(
@@ -125,8 +129,8 @@ class GatedAggregation(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _check_choice("aggregation", aggregation, ("mean", "sum"))
-        _check_choice("gates", gates, GATES)
+        _check_choice("aggregation", aggregation, [name for name in AGGREGATIONS if name != "shared"])
+        _check_choice("gates", gates, GATES if aggregation != "weighted" else ("binary",))
         self.fan_in = fan_in
         self.aggregation = aggregation
         self.gates = gates
@@ -143,6 +147,7 @@ class GatedAggregation(keras.layers.Layer):
             self.fixed_gates = np.zeros((len(self.sources), branches), np.float32)
             for block, inputs in enumerate(self.sources):
                 self.fixed_gates[block, list(inputs)] = 1.0 / len(inputs) if self.aggregation == "mean" else 1.0
+            self._add_branch_weights([1.0 / len(inputs) for inputs in self.sources], branches)
             return
         if not 1 <= self.fan_in <= branches:
             raise ValueError(f"fan_in must be between 1 and the {branches} branches. Received: fan_in={self.fan_in}")
@@ -154,6 +159,7 @@ class GatedAggregation(keras.layers.Layer):
             dtype="float32",
             autocast=False,
         )
+        self._add_branch_weights([1.0 / self.fan_in] * branches, branches)
         # A counter of our own, not a SeedGenerator: all replicas of a step must read the same value and count it once.
         self.step = self.add_weight(
             name="step",
@@ -164,8 +170,21 @@ class GatedAggregation(keras.layers.Layer):
             aggregation="only_first_replica",
         )
 
+    def _add_branch_weights(self, first: list[float], branches: int) -> None:
+        """The learned weights, row j at `first[j]`; of a pair that is not wired there is one, which is never used."""
+        if self.aggregation != "weighted":
+            return
+        rows = np.tile(np.array(first, np.float32)[:, None], (1, branches))
+        self.branch_weights = self.add_weight(
+            name="branch_weights",
+            shape=rows.shape,
+            initializer=lambda shape, dtype: ops.convert_to_tensor(rows, dtype),
+            dtype="float32",
+            autocast=False,
+        )
+
     def _gates(self, training: bool | None) -> Tensor:
-        """(J, C) weights of the sum, from the real gates."""
+        """(J, C) factors of the sum, from the real gates."""
         real = ops.convert_to_tensor(self.real_gates)
         if self.gates == "real":
             return gates.project(real)
@@ -180,11 +199,13 @@ class GatedAggregation(keras.layers.Layer):
 
     def call(self, y: Tensor, training: bool | None = None) -> Any:
         weights = ops.convert_to_tensor(self._gates(training) if self.sources is None else self.fixed_gates)
+        if self.aggregation == "weighted":
+            weights = weights * ops.convert_to_tensor(self.branch_weights)
         return (y, weights) if self._leaves_it else ops.relu(gates.aggregate(weights, y))
 
     @property
     def _leaves_it(self) -> bool:
-        return self.remat and self.sources is None
+        return self.remat and (self.sources is None or self.aggregation == "weighted")
 
     def compute_output_spec(self, y: Any, training: bool | None = None) -> Any:
         blocks = (self.blocks or y.shape[0]) if self.sources is None else len(self.sources)

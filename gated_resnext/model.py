@@ -39,8 +39,8 @@ class GatedResNeXt(keras.Model):
         synchronized: whether batch norm counts the images of all replicas of tf.distribute, not each replica's own.
         precision: a Keras dtype policy, such as "mixed_bfloat16"; None for the one in force. Weights, gates, statistics
             and the classifier are float32 under each of the mixed ones.
-        remat: whether learned gates keep one wide tensor a module for the backward pass, not two, and compute the other
-            again.
+        remat: whether learned gates, or learned weights of a sum, keep one wide tensor a module for the backward pass,
+            not two, and compute the other again.
         seed: of the initial weights and of the draws; None for a random one.
 
     Call arguments:
@@ -100,7 +100,7 @@ class GatedResNeXt(keras.Model):
         seed = int(np.random.default_rng(seed).integers(2**31)) if seed is None else int(seed)
         seeds = iter(int(s) >> 1 for s in np.random.SeedSequence(seed).generate_state(2 * architecture.modules + 2))
         blocks = connectivity.blocks if connectivity else (architecture.cardinality,) * architecture.modules
-        shared = architecture.aggregation == "shared"
+        shared, summed = architecture.aggregation == "shared", architecture.aggregation == "sum"
 
         images = keras.Input(architecture.input_shape, name="images", dtype="uint8")
         x = _stem(Standardize(name="standardize")(images), architecture, synchronized, seed=next(seeds))
@@ -129,7 +129,7 @@ class GatedResNeXt(keras.Model):
                 seed=seed_of_module,
                 name=plan.name,
             )(x)
-        x = keras.layers.ReLU(name="relu")(x) if shared else BranchMean(architecture.aggregation, name="mean")(x)
+        x = keras.layers.ReLU(name="relu")(x) if shared else BranchMean("sum" if summed else "mean", name="mean")(x)
         if include_top or pooling == "avg":
             x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
         elif pooling == "max":

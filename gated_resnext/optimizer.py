@@ -15,7 +15,7 @@ class GateConnectSGD(keras.optimizers.SGD):
     `kernel`: v <- momentum * v - rate * (gradient + weight_decay * w); w <- w + v, the L2 coupled as in the paper; also
         for what ends so, such as `depthwise_kernel`.
     `real_gates`: g <- g - gate_rate * gradient; the gate's own constraint then clips and normalises it.
-    All others (gamma, beta, bias): as the kernels, without L2.
+    All others (gamma, beta, bias, branch_weights): as the kernels, without L2.
 
     Args:
         learning_rate: of the weights.

@@ -63,8 +63,9 @@ def run_of(
 
 
 def _name(dataset: str, shape: Architecture, wiring: str) -> str:
-    """As the zoo names its own: <data set>_<D>_<w>_<C>_k<K>."""
+    """As the zoo names its own: <data set>_<D>_<w>_<C>_k<K>, with learned weights of the sums <..>_weighted_k<K>."""
     stem = pathlib.PurePath(dataset.removeprefix(FOLDER)).name
     stem = re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_") or "images"
     kind = {"full": "full", "random": f"random_k{shape.fan_in}"}.get(wiring, f"k{shape.fan_in}")
-    return f"{stem}_{shape.depth}_{shape.width}_{shape.cardinality}_{kind}"
+    weighted = "weighted_" if shape.aggregation == "weighted" else ""
+    return f"{stem}_{shape.depth}_{shape.width}_{shape.cardinality}_{weighted}{kind}"

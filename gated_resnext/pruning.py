@@ -17,6 +17,8 @@ Weights = dict[str, np.ndarray]
 
 # The arrays with one row a block; what the blocks of a module share has one row in all.
 PER_BLOCK = ("/reduce/", "/conv/", "/expand/")
+# Those with one row a block and one column a block of the module before.
+PER_PAIR = "_gate/branch_weights"
 GATE_STATE = ("/real_gates", "/step")
 
 
@@ -102,39 +104,44 @@ def cut(values: Weights, architecture: Architecture, wiring: Connectivity) -> tu
         wiring: tells which blocks are active.
 
     Returns:
-        All arrays, those with one row a block cut to the active blocks; and those rows that were cut.
+        All arrays, those with one row a block, or one row and column, cut to the active blocks; and what was cut.
     """
     kept, unused = dict(values), {}
-    for name, rows, count in _per_block(values, architecture, wiring):
-        kept[name] = values[name][rows]
-        unused[name] = np.delete(values[name], rows, axis=0)
-        if len(rows) == count:
-            del unused[name]
+    for name, places, left in _per_block(values, architecture, wiring):
+        kept[name] = values[name][places]
+        if left.any():
+            unused[name] = values[name][left]
     return kept, unused
 
 
 def uncut(kept: Weights, unused: Weights, architecture: Architecture, wiring: Connectivity) -> Weights:
     """The inverse of `cut`."""
     values = dict(kept)
-    for name, rows, count in _per_block(kept, architecture, wiring):
+    for name, places, left in _per_block(kept, architecture, wiring):
         if name in unused:
-            values[name] = np.empty((count, *kept[name].shape[1:]), kept[name].dtype)
-            values[name][rows] = kept[name]
-            values[name][np.setdiff1d(range(count), rows)] = unused[name]
+            values[name] = np.empty((*left.shape, *kept[name].shape[left.ndim :]), kept[name].dtype)
+            values[name][places] = kept[name]
+            values[name][left] = unused[name]
     return values
 
 
 def _per_block(
     values: Weights, architecture: Architecture, wiring: Connectivity
-) -> Iterator[tuple[str, list[int], int]]:
-    """Name, active rows and number of rows of every array that has one row a block."""
-    modules = {
-        plan.name: (list(active), blocks)
-        for plan, active, blocks in zip(architecture.plan(), wiring.active, wiring.blocks, strict=True)
-    }
+) -> Iterator[tuple[str, tuple[np.ndarray, ...], np.ndarray]]:
+    """Name, index of what is of active blocks and mask of the rest, of every array that is cut with the blocks."""
+    modules = {plan.name: number for number, plan in enumerate(architecture.plan())}
     for name in values:
         if any(part in name for part in PER_BLOCK):
-            yield name, *modules[name.split("/")[0]]
+            axes = [modules[name.split("/")[0]]]
+        elif name.endswith(PER_PAIR):
+            module = modules[name.removesuffix(PER_PAIR)]
+            axes = [module, module - 1]
+        else:
+            continue
+        places = np.ix_(*(wiring.active[module] for module in axes))
+        left = np.ones([wiring.blocks[module] for module in axes], bool)
+        left[places] = False
+        yield name, places, left
 
 
 def _copy_weights(source: GatedResNeXt, target: GatedResNeXt, wiring: Connectivity | None = None) -> None:

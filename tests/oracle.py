@@ -41,9 +41,11 @@ def max_pool(x):
     return np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::2, ::2].max(axis=(-2, -1))
 
 
-def mixing(binary_gates, aggregation="mean"):
-    """The weights with which a block sums what it reads: gates (J, C), divided by their number under the mean."""
+def mixing(binary_gates, aggregation="mean", branch_weights=None):
+    """The factors with which a block sums what it reads: gates (J, C), divided by their number or times weights."""
     gates = np.asarray(binary_gates, np.float64)
+    if aggregation == "weighted":
+        return gates * np.asarray(branch_weights, np.float64)
     return gates / gates.sum(axis=1, keepdims=True) if aggregation == "mean" else gates
 
 
@@ -64,7 +66,7 @@ def forward(weights, images, mixings=None, *, stem="conv3", aggregation="mean", 
         images: (batch, height, width, channels), 0 to 255.
         mixings: for each of the modules 2 to M, the (J, C) weights of Eq. 2; None for Eq. 1, one input for all blocks.
         stem: "conv3", "conv3_pool" or "conv7_pool".
-        aggregation: "mean" or "sum", for the head; "shared" with Eq. 1.
+        aggregation: the head's is the mean, but under "sum"; "shared" with Eq. 1.
         training: whether batch norm uses the batch's statistics.
     """
     weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
@@ -121,7 +123,7 @@ def forward(weights, images, mixings=None, *, stem="conv3", aggregation="mean", 
         shortcut = shortcuts(inputs, name, stride)
         y = shortcut[0] + sum(residuals) if mixings is None else shortcut + np.stack(residuals)
 
-    total = y if mixings is None else np.mean(y, axis=0) if aggregation == "mean" else np.sum(y, axis=0)
+    total = y if mixings is None else np.sum(y, axis=0) if aggregation == "sum" else np.mean(y, axis=0)
     kernel = weights["classifier/kernel"]
     logits = relu(total).mean(axis=(1, 2)) @ kernel + weights["classifier/bias"]
     multiply_adds.append(kernel.size)
@@ -159,6 +161,8 @@ def random_weights(weights, *, seed):
             value = rng.uniform(0, 255, shape)
         elif kind == "real_gates":
             value = rng.dirichlet(np.ones(shape[1]), shape[0])
+        elif kind == "branch_weights":
+            value = rng.uniform(-0.3, 1.0, shape)
         elif kind == "step":
             value = old
         else:

@@ -125,6 +125,9 @@ COUNTED = {
     "sum": (SMALL.replace(aggregation="sum", fan_in=1), None),
     "shared": (SMALL.replace(aggregation="shared", fan_in=3), None),
     "real": (SMALL.replace(gates="real"), None),
+    "weighted": (SMALL.replace(aggregation="weighted"), None),
+    "weighted, one module": (SMALL.replace(aggregation="weighted", depth=5, stages=(1,)), None),
+    "weighted, pruned": (SMALL.replace(aggregation="weighted"), (1, (((0,), (0,), (0,)), ((1,), (0, 2))))),
     "conv3_pool": (SMALL.replace(stem="conv3_pool", input_shape=(11, 9, 1)), None),
     "conv7_pool": (SMALL.replace(stem="conv7_pool", input_shape=(17, 20, 3), stages=(1, 2)), None),
     "four stages": (SMALL.replace(depth=14, stages=(1, 1, 1, 1), input_shape=(10, 10, 3)), None),
@@ -151,6 +154,13 @@ def test_the_closed_forms_equal_the_counts(case):
     assert arch.multiply_adds(blocks) == counted
 
 
+def test_a_weighted_sum_has_a_weight_for_each_pair_of_blocks():
+    weighted = SMALL.replace(aggregation="weighted")
+    assert weighted.parameters() - SMALL.parameters() == 3 * 3 + 3 * 3
+    assert weighted.parameters((1, 2, 3)) - SMALL.parameters((1, 2, 3)) == 1 * 2 + 2 * 3
+    assert weighted.multiply_adds((1, 2, 3)) == SMALL.multiply_adds((1, 2, 3))
+
+
 def test_parameters_of_full_blocks_are_those_of_none():
     assert SMALL.parameters((3, 3, 3)) == SMALL.parameters()
     assert SMALL.multiply_adds((3, 3, 3)) == SMALL.multiply_adds()
@@ -161,7 +171,10 @@ def test_a_wiring_of_another_length_cannot_be_counted():
         SMALL.parameters((3, 3))
 
 
-@pytest.mark.parametrize("changes", [{}, {"depth": 14, "stages": (2, 2)}, {"aggregation": "shared", "fan_in": 3}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"depth": 14, "stages": (2, 2)}, {"aggregation": "shared", "fan_in": 3}, {"aggregation": "weighted"}],
+)
 def test_json_round_trip(changes):
     arch = SMALL.replace(**changes)
     assert Architecture.from_dict(json.loads(json.dumps(arch.to_dict()))) == arch
@@ -203,6 +216,7 @@ def test_what_can_be_learned():
         ({"gates": "soft"}, "gates must be one of .*'binary'.*Received: gates='soft'"),
         ({"stem": "conv5"}, "stem must be one of .*'conv3'.*Received: stem='conv5'"),
         ({"aggregation": "shared"}, "aggregation='shared'.*fan_in must be 3. Received: fan_in=2"),
+        ({"aggregation": "weighted", "gates": "real"}, "'weighted' goes with gates='binary'.*Received: gates='real'"),
         ({"input_shape": (8, 8)}, r"input_shape must be \(height, width, channels\). Received: \(8, 8\)"),
     ],
 )

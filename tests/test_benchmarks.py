@@ -20,6 +20,26 @@ def test_conv3x3(run_python, tmp_path):
     assert len(done.stdout.splitlines()) == 3
 
 
+def test_weighted(run_python, tmp_path):
+    flags = ("--sums=weighted", "--wirings=random", "--seeds=2", "--epochs_scale=0.004")
+    done = run_python("-m", "benchmarks.weighted", *flags, f"--workdir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    row = [cell.strip() for cell in done.stdout.splitlines()[-1].split("|")]
+    assert row[1:3] == ["weighted", "random"] and row[5] == "93,786"
+    assert (tmp_path / "weighted_random_1" / "result.json").is_file()
+
+
+def test_dense(run_python):
+    flags = ("--layers=3", "--growth=4", "--fan_in=1", "--transition_fan_in=1", "--seeds=2", "--epochs_scale=0.01")
+    done = run_python("-m", "benchmarks.dense", *flags)
+    assert done.returncode == 0, done.stderr
+    full, learned, random = (line.split("|") for line in done.stdout.splitlines()[-3:])
+    sizes = [[int(cell.replace(",", "")) for cell in (row[4], *row[5].split(", "))] for row in (full, learned, random)]
+    assert sizes[0][0] == sizes[0][1] == sizes[1][0] > max(sizes[1][1:]) and sizes[2][0] >= max(sizes[2][1:])
+    done = run_python("-m", "benchmarks.dense", "--images=7")
+    assert done.returncode == 1 and done.stderr.endswith("error: images must be 64 to 1437. Received: 7\n")
+
+
 def test_export_latency(run_python, tmp_path):
     flags = ("--entries=digits_11_4_4_k2", "--batches=1", "--rounds=1", f"--markdown={tmp_path / 'table.md'}")
     done = run_python("-m", "benchmarks.export_latency", *flags, f"--json={tmp_path / 'found.json'}")

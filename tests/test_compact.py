@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from export import saved_model, tflite
 from export.compact import compact
 from gated_resnext import Architecture, Connectivity, GatedResNeXt, prune
 
@@ -36,6 +37,8 @@ def shaken(model, seed):
             variable.assign(rng.normal(0, 0.2, variable.shape))
         elif last == "mean_image":
             variable.assign(rng.uniform(60, 180, variable.shape))
+        elif last == "branch_weights":
+            variable.assign(rng.uniform(-0.3, 1.0, variable.shape))
         elif last == "real_gates":
             variable.assign(rng.dirichlet(np.ones(variable.shape[1]), variable.shape[0]))
     return model
@@ -60,7 +63,7 @@ def images_for(model, seed=0, count=3):
 @given(
     wiring=wirings(),
     seed=st.integers(0, 2**31 - 1),
-    aggregation=st.sampled_from(["mean", "sum"]),
+    aggregation=st.sampled_from(["mean", "sum", "weighted"]),
     bundle_channels=st.sampled_from([0, 6, 16]),
 )
 def test_equals_the_network_for_any_wiring(wiring, seed, aggregation, bundle_channels):
@@ -74,7 +77,7 @@ def test_equals_the_network_for_any_wiring(wiring, seed, aggregation, bundle_cha
 
 
 @pytest.mark.parametrize("stem", ["conv3", "conv3_pool", "conv7_pool"])
-@pytest.mark.parametrize(("aggregation", "fan_in"), [("mean", 1), ("mean", 2), ("shared", 4)])
+@pytest.mark.parametrize(("aggregation", "fan_in"), [("mean", 1), ("mean", 2), ("weighted", 2), ("shared", 4)])
 def test_equals_the_network_for_every_stem_and_kind(stem, aggregation, fan_in):
     arch = Architecture(8, 2, 4, fan_in, 5, (20, 17, 1), aggregation, "binary", stem, 6, 12, stages=(1, 1))
     model = shaken(GatedResNeXt(arch, seed=3), 3)
@@ -96,6 +99,27 @@ def test_has_stock_layers_alone_and_no_weight_twice(aggregation):
         if module == arch.modules - 1 or aggregation == "shared":  # one bias for what is only read as a sum
             expected -= (count - 1) * plan.filters
     assert small.count_params() == expected
+
+
+def test_files_of_a_weighted_network_compute_what_it_does(tmp_path):
+    arch = Architecture(11, 2, 4, 2, 5, (9, 8, 3), "weighted", stem_filters=4, filters=8)
+    model = shaken(GatedResNeXt(arch, seed=2), 2)
+    images, graph = images_for(model), compact(model)
+    expected = model.predict_on_batch(images)
+    assert np.ptp(expected, axis=0).max() > 1e-3  # the images do matter
+    for form, place in ((saved_model, tmp_path / "saved_model"), (tflite, tmp_path / "model.tflite")):
+        form.write(graph, place, images[:0])
+        np.testing.assert_allclose(form.runner(place)(images), expected, atol=1e-5)
+    # Of every weight in use there is a constant in the graph, and no other factor.
+    factors = [
+        layer.scale for layer in graph.layers if type(layer).__name__ == "Rescaling" and "weighted" in layer.name
+    ]
+    used = prune(model)
+    wired = [
+        gate.branch_weights.numpy()[used.wiring().binary_gates(module) > 0]
+        for module, gate in enumerate(used.gates, start=2)
+    ]
+    np.testing.assert_allclose(np.sort(factors), np.sort(np.concatenate(wired)), rtol=1e-6)
 
 
 def test_real_valued_gates_have_none():

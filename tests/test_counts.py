@@ -52,7 +52,7 @@ def counted_in_saved_model(folder):
 @settings(max_examples=8, deadline=None)
 @given(
     wiring=wirings(),
-    aggregation=st.sampled_from(["mean", "sum"]),
+    aggregation=st.sampled_from(["mean", "sum", "weighted"]),
     stem=st.sampled_from(STEMS),
     bundle_channels=st.sampled_from([0, 6, 16]),
 )
@@ -71,7 +71,7 @@ def test_the_closed_form_is_the_graphs_of_resnext(stem):
     assert counts == graph_counts(compact(GatedResNeXt(arch, seed=0)))
 
 
-@pytest.mark.parametrize("aggregation", ["mean", "shared"])
+@pytest.mark.parametrize("aggregation", ["mean", "weighted", "shared"])
 def test_the_files_hold_what_the_closed_form_says(aggregation, tmp_path):
     shared = aggregation == "shared"
     # Each reads two: TFLite's converter folds 1/K into the convolutions that follow, a copy for every K.

@@ -89,6 +89,24 @@ def test_branches_of_ones_own_are_trained_and_exported(tmp_path, digits_dir, run
     assert (tmp_path / "models" / "own_digits" / "1" / "saved_model.pb").is_file()
 
 
+def test_the_page_of_weights_and_dense_blocks_runs(tmp_path, digits_dir):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HOME": str(tmp_path)}
+    (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)
+    [(_, lines), (_, block)] = blocks("beyond_weighted.md", "bash", "python")
+    commands = [shlex.split(line)[1:] for line in lines.splitlines()]
+    commands[0].append("--epochs_scale=0.005")
+    printed = []
+    for arguments in (*commands, ["-c", block]):
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, (command, done.stderr)
+        printed.append(done.stdout)
+    assert "Next: python -m export.prune_and_save --workdir=runs/optical_digits_11_4_4_weighted_k2" in printed[0]
+    assert "Written to models/optical_digits_11_4_4_weighted_k2" in printed[1]
+    before, after, _ = printed[2].split(maxsplit=2)
+    assert int(before) > int(after)
+
+
 def test_the_recipe_of_the_training_page_is_one():
     [(_, block)] = blocks("training.md", "json")
     recipe = Recipe.from_dict(json.loads(block))

@@ -144,6 +144,23 @@ def test_what_jax_trained_is_exported_by_tensorflow(packed, tmp_path):
     assert (model.precision, result["precision"]) == ("float32", "mixed_bfloat16")
 
 
+def test_weights_of_the_sums_learn_under_jax(packed, tmp_path):
+    code = """
+        import sys
+        from gated_resnext import recipes, trainer, zoo
+        arch = zoo.architecture("digits_11_4_4_k2").replace(aggregation="weighted")
+        run = trainer.Run("weighted", arch, "learned", "optical_digits", recipes.read("digits", 0.04), 0)
+        trainer.train(run, sys.argv[1], data_dir=sys.argv[2])
+    """
+    in_jax(code, tmp_path, packed)
+    model = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    for number, gate in enumerate(model.gates, start=2):
+        weights, wired = np.asarray(gate.branch_weights), model.wiring().binary_gates(number) > 0
+        assert weights.shape == (4, 4) and np.abs(weights[wired] - 0.5).max() > 1e-2
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+
+
 def test_a_strategy_under_jax_is_said(packed, tmp_path):
     result = trained(tmp_path, packed, "--strategy=mirrored", fails=True)
     assert result.stderr.strip().splitlines()[-1].startswith("error: under JAX one device trains")

@@ -153,6 +153,90 @@ def test_every_gate_has_its_gradient_drawn_or_not(aggregation, fan_in, training)
     np.testing.assert_allclose(gate_gradient(layer, y, upstream, training), closed_form, rtol=1e-4, atol=1e-5)
 
 
+# Learned weights of the sum
+
+SOURCES = ((0, 3), (1,), (0, 1, 2))
+
+
+def random_branch_weights(rows=C):
+    return np.random.default_rng(7).uniform(-0.5, 1.0, (rows, C))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("sources", [None, SOURCES])
+def test_weights_begin_as_the_mean_to_the_bit(sources, training):
+    y = np.random.default_rng(1).normal(size=(C, 2, 3, 3, 5)).astype(np.float32)
+    for fan_in in (1, 2, 3, 4):
+        mean, weighted = (
+            layers.GatedAggregation(fan_in, aggregation, sources=sources, seed=3)
+            for aggregation in ("mean", "weighted")
+        )
+        np.testing.assert_array_equal(weighted(y, training=training), mean(y, training=training))
+        assert weighted.branch_weights.shape == (C if sources is None else 3, C)
+        assert weighted.branch_weights.path.endswith("/branch_weights")
+    assert not hasattr(mean, "branch_weights")
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("fan_in", [1, 2, 4])
+def test_weights_and_gates_have_the_gradients_of_the_closed_form(fan_in, training):
+    rng = np.random.default_rng(2)
+    y, upstream = rng.normal(size=(C, 3, 2, 2, 5)), rng.normal(size=(C, 3, 2, 2, 5))
+    layer = learned(random_gates(), fan_in=fan_in, aggregation="weighted")
+    layer.branch_weights.assign(np.float32(random_branch_weights()))
+    binary = gates.draw(np.float32(random_gates()), fan_in, seed=3, step=0).numpy()
+    if not training:
+        binary = Connectivity.top_k([random_gates()], fan_in).binary_gates(2)
+    mixing = oracle.mixing(binary, "weighted", random_branch_weights())
+    of_sum = upstream * (np.einsum("jk,kbhwc->jbhwc", mixing, y) > 0)
+    of_mixing = np.einsum("jbhwc,kbhwc->jk", of_sum, y)
+    with tf.GradientTape() as tape:
+        x = layer(y.astype(np.float32), training=training)
+        loss = tf.reduce_sum(x * tf.constant(upstream, x.dtype))
+    of_gates, of_weights = tape.gradient(loss, [layer.real_gates.value, layer.branch_weights.value])
+    np.testing.assert_allclose(of_gates, random_branch_weights() * of_mixing, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(of_weights, binary * of_mixing, rtol=1e-4, atol=1e-5)
+    assert np.abs(of_gates).min() > 1e-4  # also of those not drawn
+    assert np.count_nonzero(of_weights) == fan_in * C
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_weights_of_a_fixed_wiring_have_the_gradient_of_finite_differences(remat):
+    rng = np.random.default_rng(3)
+    y, upstream = rng.normal(size=(C, 3, 2, 2, 5)), rng.normal(size=(3, 3, 2, 2, 5))
+    binary = oracle.gate_matrices((C, (SOURCES,)))[0]
+
+    def output(branch_weights):
+        mixing = oracle.mixing(binary, "weighted", branch_weights)
+        return np.maximum(np.einsum("jk,kbhwc->jbhwc", mixing, y), 0)
+
+    start = random_branch_weights(rows=3)
+    layer = layers.GatedAggregation(2, "weighted", sources=SOURCES, remat=remat)
+    layer.build((C, None, 2, 2, 5))
+    layer.branch_weights.assign(np.float32(start))
+    with tf.GradientTape() as tape:
+        x = layer(y.astype(np.float32))
+        if remat:
+            x = gates.inputs_and_narrowed(x[1], tf.reshape(x[0], (C, -1, 5)), tf.zeros((3, 5, 1)))[0]
+            x = tf.reshape(x, (3, 3, 2, 2, 5))
+        loss = tf.reduce_sum(x * tf.constant(upstream, x.dtype))
+    np.testing.assert_allclose(x, output(start), rtol=1e-4, atol=1e-5)
+    finite = np.zeros((3, C))
+    for index in np.ndindex(3, C):
+        step = np.zeros((3, C))
+        step[index] = 1e-6
+        finite[index] = np.sum(upstream * (output(start + step) - output(start - step))) / 2e-6
+    assert np.count_nonzero(finite) == 6  # the wired pairs
+    np.testing.assert_allclose(tape.gradient(loss, layer.branch_weights.value), finite, rtol=1e-3, atol=1e-3)
+
+
+def test_weights_beside_real_valued_gates_are_refused():
+    with pytest.raises(ValueError, match=r"gates must be one of \('binary',\). Received: gates='real'"):
+        layers.GatedAggregation(2, "weighted", "real")
+    with pytest.raises(ValueError, match=r"aggregation must be one of \('mean', 'sum', 'weighted'\). Received"):
+        layers.GatedAggregation(2, "shared")
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_real_gates_weigh_forward_and_backward(training):
     rng = np.random.default_rng(3)
@@ -185,6 +269,7 @@ def test_real_gates_are_normalised_in_the_forward_pass():
         {"fan_in": 1, "seed": 8},
         {"fan_in": 2, "aggregation": "sum", "sources": ((0, 3), (1,), (2,), (0,))},
         {"fan_in": 3, "gates": "real"},
+        {"fan_in": 2, "aggregation": "weighted"},
     ],
 )
 def test_gated_aggregation_round_trip(kwargs):

@@ -33,7 +33,9 @@ NETWORKS = {
     "learned": (SMALL, None),
     "sum": (SMALL.replace(aggregation="sum", fan_in=1), None),
     "real": (SMALL.replace(gates="real"), None),
+    "weighted": (SMALL.replace(aggregation="weighted"), None),
     "fixed": (SMALL, WIRING),
+    "fixed weighted": (SMALL.replace(aggregation="weighted"), WIRING),
     "fixed sum": (SMALL.replace(aggregation="sum"), WIRING),
     "shared": (SMALL.replace(aggregation="shared", fan_in=3), None),
     "conv3_pool": (SMALL.replace(stem="conv3_pool", input_shape=(9, 10, 1), stages=(1, 1, 1)), None),
@@ -60,14 +62,22 @@ def mixings_of(model, training):
         return None
     if model.connectivity is not None:
         fixed = oracle.gate_matrices((model.connectivity.first, model.connectivity.sources))
-        return [oracle.mixing(binary, arch.aggregation) for binary in fixed]
+        return [oracle.mixing(binary, *summed) for binary, summed in zip(fixed, sums_of(model), strict=True)]
     if arch.gates == "real":
         return [np.float64(real) for real in model.real_gates()]
     if training:
         binary = [gates.draw(g.real_gates, arch.fan_in, seed=g.seed, step=int(g.step)).numpy() for g in model.gates]
     else:
         binary = [(np.argsort(np.argsort(-real, axis=1), axis=1) < arch.fan_in) for real in model.real_gates()]
-    return [oracle.mixing(b, arch.aggregation) for b in binary]
+    return [oracle.mixing(b, *summed) for b, summed in zip(binary, sums_of(model), strict=True)]
+
+
+def sums_of(model):
+    """For each gate, how its blocks sum what they read, and with which weights."""
+    aggregation = model.architecture.aggregation
+    if aggregation == "weighted":
+        return [(aggregation, gate.branch_weights.numpy()) for gate in model.gates]
+    return [(aggregation,) for _ in model.gates]
 
 
 def reference(model, weights, images, mixings, training=False):
@@ -156,6 +166,28 @@ def test_gates_have_their_gradient_through_the_whole_network(aggregation):
         assert (matrix == 0).any() and np.abs(gradient[matrix == 0]).min() > 1e-5  # those not drawn learn too
         scale = arch.fan_in if arch.aggregation == "mean" else 1
         assert_close(found[gate.real_gates.path], gradient / scale, 2e-3)
+
+
+def test_gates_and_weights_of_the_sum_have_their_gradients_through_the_whole_network():
+    model = network(SMALL.replace(aggregation="weighted"))
+    images = oracle.random_images(SMALL.input_shape, batch=4, seed=3)
+    mixings = mixings_of(model, training=True)
+    expected = finite_gate_gradients(model, model.weights_by_name(), images, LABELS, mixings)
+    weights, found = [gate.branch_weights.numpy() for gate in model.gates], gradients(model, images, LABELS)
+    for gate, factors, mixing, gradient in zip(model.gates, weights, mixings, expected, strict=True):
+        assert_close(found[gate.real_gates.path], factors * gradient, 2e-3)
+        assert_close(found[gate.branch_weights.path], (mixing != 0) * gradient, 2e-3)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("wiring", [None, Connectivity(*WIRING)])
+def test_weights_that_have_not_moved_are_the_mean_to_the_bit(wiring, training):
+    images = oracle.random_images(SMALL.input_shape, batch=4, seed=3)
+    mean, weighted = (
+        GatedResNeXt(SMALL.replace(aggregation=aggregation), wiring, None, seed=1)
+        for aggregation in ("mean", "weighted")
+    )
+    np.testing.assert_array_equal(weighted(images, training=training), mean(images, training=training))
 
 
 @pytest.mark.parametrize("name", ["learned", "shared", "fixed"])
@@ -281,7 +313,10 @@ def test_mixed_precision_keeps_the_head_and_all_variables_in_float32():
     assert 0 < np.abs(result - expected).max() < 0.1
 
 
-ROUND_TRIPS = {**{name: NETWORKS[name] for name in ("learned", "fixed", "shared", "real")}, "pruned": (SMALL, WIRING)}
+ROUND_TRIPS = {
+    **{name: NETWORKS[name] for name in ("learned", "weighted", "fixed weighted", "fixed", "shared", "real")},
+    "pruned": (SMALL, WIRING),
+}
 
 
 @pytest.mark.parametrize("name", ROUND_TRIPS)
@@ -454,8 +489,9 @@ np.savez(sys.argv[3], before=before, drawn=drawn, **model.weights_by_name())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
-def test_the_same_network_under_jax(tmp_path):
-    model = network(TWO_MODULES)
+@pytest.mark.parametrize("aggregation", ["mean", "weighted"])
+def test_the_same_network_under_jax(aggregation, tmp_path):
+    model = network(TWO_MODULES.replace(aggregation=aggregation))
     model.save(tmp_path / "network.keras")
     images = oracle.random_images(SMALL.input_shape, batch=4, seed=13)
     np.savez(tmp_path / "given.npz", images=images, labels=LABELS)
@@ -468,12 +504,18 @@ def test_the_same_network_under_jax(tmp_path):
     found, weights = np.load(tmp_path / "found.npz"), model.weights_by_name()
     assert_close(found["before"], reference(model, weights, images, mixings_of(model, training=False)).logits)
     np.testing.assert_array_equal(found["drawn"].sum(axis=1), SMALL.fan_in)
-    mixings = [oracle.mixing(found["drawn"])]
+    mixings = [oracle.mixing(found["drawn"], *sums_of(model)[0])]
     expected = reference(model, weights, images, mixings, training=True)
     for key, value in expected.moving.items():
         np.testing.assert_allclose(found[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
     (gradient,) = finite_gate_gradients(model, weights, images, LABELS, mixings)
-    clipped = np.clip(model.real_gates()[0] - 0.02 * gradient / SMALL.fan_in, 0, 1)
+    factors = 1 / SMALL.fan_in
+    if aggregation == "weighted":
+        factors = weights["stage2_module1_gate/branch_weights"]
+        moved = factors - 0.01 * found["drawn"] * gradient
+        np.testing.assert_allclose(found["stage2_module1_gate/branch_weights"], moved, rtol=1e-4, atol=1e-5)
+        assert np.abs(moved - factors).max() > 1e-4
+    clipped = np.clip(model.real_gates()[0] - 0.02 * gradient * factors, 0, 1)
     projected = clipped / clipped.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found["stage2_module1_gate/real_gates"], projected, rtol=1e-4, atol=1e-5)
     assert found["stage2_module1_gate/step"] == 1

@@ -15,9 +15,9 @@ SMALL = Architecture(8, 2, 3, 2, classes=4, input_shape=(6, 6, 3), stem_filters=
 
 
 def variables():
-    """One of each kind: real_gates; kernel, gamma, beta; the classifier's kernel and bias."""
+    """One of each kind: real_gates, branch_weights; kernel, gamma, beta; the classifier's kernel and bias."""
     gate, block, dense = (
-        GatedAggregation(2, seed=0),
+        GatedAggregation(2, "weighted", seed=0),
         BranchPointwise(2, 5, seed=1),
         keras.layers.Dense(3, name="classifier"),
     )
@@ -42,7 +42,7 @@ def test_three_steps_against_numpy(l2):
     expected = [np.float64(np.asarray(variable)) for variable in trained]
     velocity = [np.zeros(value.shape) for value in expected]
     kinds = [variable.path.rsplit("/", 1)[-1] for variable in trained]
-    assert kinds == ["real_gates", "kernel", "gamma", "beta", "kernel", "bias"]
+    assert kinds == ["real_gates", "branch_weights", "kernel", "gamma", "beta", "kernel", "bias"]
     for _ in range(3):
         gradients = [rng.normal(size=value.shape) for value in expected]
         gradients[0][1] = 9.0  # a row that clips to zeros
@@ -67,8 +67,9 @@ def test_the_defaults_are_the_papers():
     gradients[0] *= np.arange(C) / C  # more alike it would be normalised away
     optimizer.apply([tf.constant(gradient) for gradient in gradients], trained)
     np.testing.assert_allclose(trained[0], projected(before[0] - 0.2 * gradients[0]), rtol=1e-5)
-    np.testing.assert_allclose(trained[1], before[1] - 0.1 * (0.01 + 5e-4 * before[1]), rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(trained[2], before[2] - 0.1 * 0.01, rtol=1e-5)
+    np.testing.assert_allclose(trained[1], before[1] - 0.1 * 0.01, rtol=1e-5)
+    np.testing.assert_allclose(trained[2], before[2] - 0.1 * (0.01 + 5e-4 * before[2]), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(trained[3], before[3] - 0.1 * 0.01, rtol=1e-5)
     assert optimizer.momentum == 0.9
 
 

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.grappler import tf_optimizer
 
-from gated_resnext import Architecture, GatedResNeXt, pruning
+from gated_resnext import Architecture, Connectivity, GatedResNeXt, pruning
 from gated_resnext.data import Images
 from gated_resnext.errors import UserError
 from gated_resnext.loop import Loop
@@ -19,8 +19,8 @@ SMALL = Architecture(depth=11, width=4, cardinality=4, fan_in=2, input_shape=(8,
 STEPS = 50
 
 
-def network(**options):
-    return GatedResNeXt(SMALL, None, None, seed=0, **options)
+def network(wiring=None, aggregation="mean", **options):
+    return GatedResNeXt(SMALL.replace(aggregation=aggregation), wiring, None, seed=0, **options)
 
 
 def losses(model, steps=STEPS):
@@ -68,11 +68,16 @@ def test_the_network_of_a_precision_keeps_it_and_its_function():
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
-def test_recomputing_gives_the_same_gradients(precision):
+@pytest.mark.parametrize(
+    ("wiring", "aggregation"),
+    [(None, "mean"), (None, "weighted"), (Connectivity.random(3, 4, 2, seed=0), "weighted")],
+    ids=["mean", "weighted", "fixed, weighted"],
+)
+def test_recomputing_gives_the_same_gradients(wiring, aggregation, precision):
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8)
 
     def gradients(remat):
-        model = network(precision=precision, remat=remat)
+        model = network(wiring, aggregation, precision=precision, remat=remat)
 
         @tf.function
         def of_loss():

@@ -46,9 +46,9 @@ def batches():
         )
 
 
-def trained(wiring, state):
+def trained(arch, wiring, state):
     """Losses of some steps from a state, and the state after them, the optimizer's included."""
-    model = GatedResNeXt(ARCH, wiring, None, seed=1)
+    model = GatedResNeXt(arch, wiring, None, seed=1)
     model.assign_by_name(state)
     optimizer = GateConnectSGD(RATE, 0.0, l2=L2, momentum=MOMENTUM)
     optimizer.build(model.trainable_variables)
@@ -67,12 +67,15 @@ def close(found, expected, name):
     np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=name)
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_active_blocks_learn_the_same_without_the_unused(wiring):
-    start = GatedResNeXt(ARCH, wiring, None, seed=3).weights_by_name()
-    scores, after, momenta = trained(wiring, start)
+@pytest.mark.parametrize(
+    ("wiring", "aggregation"), [*((wiring, "mean") for wiring in WIRINGS), (WIRINGS[2], "weighted")]
+)
+def test_active_blocks_learn_the_same_without_the_unused(wiring, aggregation):
+    arch = ARCH.replace(aggregation=aggregation)
+    start = GatedResNeXt(arch, wiring, None, seed=3).weights_by_name()
+    scores, after, momenta = trained(arch, wiring, start)
     kept, unused_before = pruning.cut(start, ARCH, wiring)
-    scores_pruned, after_pruned, momenta_pruned = trained(wiring.pruned(), kept)
+    scores_pruned, after_pruned, momenta_pruned = trained(arch, wiring.pruned(), kept)
     np.testing.assert_allclose(scores_pruned[:, 0], scores[:, 0], rtol=1e-5)
     np.testing.assert_array_equal(scores_pruned[:, 3], BATCH)
 
@@ -97,7 +100,7 @@ def test_active_blocks_learn_the_same_without_the_unused(wiring):
                 expected = expected + velocity
             np.testing.assert_allclose(unused[name], expected, rtol=1e-5, atol=1e-8, err_msg=name)
             np.testing.assert_allclose(unused_momenta[name], velocity, rtol=1e-4, atol=1e-8, err_msg=name)
-        elif name.endswith(("gamma", "beta")):
+        elif name.endswith(("gamma", "beta", "branch_weights")):
             np.testing.assert_array_equal(unused[name], value, err_msg=name)
 
 
@@ -107,7 +110,7 @@ def test_active_blocks_learn_the_same_without_the_unused(wiring):
 def values_of(arch, wiring, seed):
     """Arrays with the names of a network's and as many rows as it has blocks, random."""
     rng, values = np.random.default_rng(seed), {"stem_conv/kernel": np.ones((3, 3, 3, 4), np.float32)}
-    for plan, blocks in zip(arch.plan(), wiring.blocks, strict=True):
+    for plan, blocks, before in zip(arch.plan(), wiring.blocks, (1, *wiring.blocks[:-1]), strict=True):
         for part, shape in (
             ("reduce/kernel", (4, 2)),
             ("reduce/norm/moving_mean", (2,)),
@@ -117,6 +120,8 @@ def values_of(arch, wiring, seed):
         ):
             values[f"{plan.name}/{part}"] = rng.normal(size=(blocks, *shape)).astype(np.float32)
         values[f"{plan.name}/project/kernel"] = rng.normal(size=(1, 4, 5)).astype(np.float32)
+        if plan.name != "stage1_module1":
+            values[f"{plan.name}_gate/branch_weights"] = rng.normal(size=(blocks, before)).astype(np.float32)
     return values
 
 

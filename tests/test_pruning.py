@@ -42,11 +42,12 @@ def assert_same_function(one, other):
 @hypothesis.settings(max_examples=8, deadline=None)
 @hypothesis.given(
     oracle.wirings(modules=st.just(4), blocks=st.integers(1, 4)),
-    st.sampled_from(["mean", "sum"]),
+    st.sampled_from(["mean", "sum", "weighted"]),
     st.integers(0, 2**32 - 1),
 )
 @hypothesis.example((4, (((0,),) * 4,) * 3), "mean", 1)
 @hypothesis.example((3, (((2, 0), (1,), (0, 1, 2)), ((1,), (0, 2)), ((1,),))), "sum", 2)
+@hypothesis.example((3, (((2, 0), (1,), (0, 1, 2)), ((1,), (0, 2)), ((1,),))), "weighted", 3)
 def test_the_pruned_network_is_the_same_function_and_no_larger_than_it_says(wiring, aggregation, seed):
     arch = SMALL.replace(aggregation=aggregation)
     model = network(arch, Connectivity(*wiring), seed=seed)
@@ -57,7 +58,11 @@ def test_the_pruned_network_is_the_same_function_and_no_larger_than_it_says(wiri
     assert pruned.connectivity.blocks == blocks
     assert counted(pruned) == arch.parameters(blocks)
     # Against the oracle too, which prunes nothing.
-    mixings = [oracle.mixing(matrix, aggregation) for matrix in oracle.gate_matrices(wiring)]
+    weights = model.weights_by_name()
+    mixings = [
+        oracle.mixing(matrix, aggregation, weights.get(f"{plan.name}_gate/branch_weights"))
+        for plan, matrix in zip(arch.plan()[1:], oracle.gate_matrices(wiring), strict=True)
+    ]
     logits = oracle.forward(model.weights_by_name(), IMAGES, mixings, aggregation=aggregation).logits
     np.testing.assert_allclose(pruned(IMAGES), logits, rtol=0, atol=1e-4 * np.abs(logits).max())
 
@@ -143,6 +148,23 @@ def test_freezing_keeps_the_function_and_all_blocks():
     assert frozen.real_gates() == [] and not any("gate" in name for name in frozen.weights_by_name())
     assert counted(frozen) == counted(model) == SMALL.parameters()
     assert freeze(frozen) is frozen
+
+
+def test_freezing_and_pruning_take_over_the_weights_of_the_sums():
+    arch = SMALL.replace(aggregation="weighted", fan_in=1)
+    model = network(arch, seed=11)
+    frozen, pruned, before = freeze(model), prune(model), model.weights_by_name()
+    assert_same_function(frozen, model)
+    assert_same_function(pruned, model)
+    names = [name for name in before if name.endswith("/branch_weights")]
+    assert len(names) == 3 and [n for n in frozen.weights_by_name() if "_gate/" in n] == names
+    active = model.wiring().active
+    assert sum(map(len, active)) < 16
+    for number, name in enumerate(names):
+        np.testing.assert_array_equal(frozen.weights_by_name()[name], before[name])
+        rows = before[name][list(active[number + 1])]
+        np.testing.assert_array_equal(pruned.weights_by_name()[name], rows[:, list(active[number])])
+    assert counted(pruned) == arch.parameters(pruned.connectivity.blocks)
 
 
 def test_freezing_then_pruning_is_pruning():

@@ -342,6 +342,36 @@ def test_unused_blocks_rest_once_the_wiring_is_fixed_and_come_back_at_the_end(un
     assert not np.array_equal(whole[name][list(used)], learned[name][list(used)])
 
 
+def test_weights_of_the_sums_are_learned_kept_when_the_wiring_is_fixed_and_learned_on(digits_dir, tmp_path, capsys):
+    arch = dataclasses.replace(SMALL, aggregation="weighted")
+    run, name = small_run(*PHASES, architecture=arch), "stage2_module1_gate/branch_weights"
+    folder = tmp_path / "whole"
+    training = Photographed(run, folder, images_of(run, digits_dir), TensorFlowEngine())
+    training.within = (28,)
+    result = training.run_phases()
+    learned, fixed, state = (newest(tmp_path / at) for at in ("after_step_18", "after_step_24", "within_step_28"))
+    assert np.abs(learned[name] - 1).max() > 1e-3, "they were learned along with the gates"
+    used = list(Connectivity.from_dict(state["place"]["wiring"]).active[0])
+    assert learned[name].shape == (3, 3) and fixed[name].shape == (3, len(used)) and len(used) < 3
+    np.testing.assert_array_equal(fixed[f"unused/{name}"], np.delete(learned[name], used, axis=1).ravel())
+    # A pair that is wired learns on from where it stood, one that is not stays there.
+    wired = Connectivity.from_dict(state["place"]["wiring"]).binary_gates(2)[:, used] > 0
+    moved = fixed[name] != learned[name][:, used]
+    np.testing.assert_array_equal(moved, wired)
+    np.testing.assert_allclose(fixed[name], learned[name][:, used], atol=0.3)
+    assert result["parameters"] - result["parameters_pruned"] == (3 - len(used)) * (
+        3 + SMALL.plan()[0].block_parameters
+    )
+    whole = weights(folder)[name]
+    assert whole.shape == (3, 3)
+    np.testing.assert_array_equal(np.delete(whole, used, axis=1), np.delete(learned[name], used, axis=1))
+    # Cut off in the middle of phase 3 and gone on with, it ends the same.
+    again = trainer.train(run, tmp_path / "within_step_28", data_dir=digits_dir)
+    assert "Resuming small after step 28 of 42\n" in capsys.readouterr().out
+    assert again["top1"] == result["top1"]
+    assert_same_end(tmp_path / "within_step_28", folder)
+
+
 def test_a_cut_off_row_of_metrics_is_left_out(tmp_path):
     assert workdir.read_metrics(tmp_path) == []
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')

@@ -1,0 +1,352 @@
+"""A dense block that learns its skip connections: every layer has a gate over the feature maps before it.
+
+    block = GatedDenseBlock(layers=6, growth=12, fan_in=3)
+    frozen(model)  # the top-K wiring; the rows of unread maps are gone
+    pruned(model)  # and so are the layers that nobody reads
+
+On any Keras backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from gated_resnext import dense_wiring, gates
+from gated_resnext.dense_wiring import DenseWiring
+from gated_resnext.layers import ReplicaMeanNormalization
+from gated_resnext.norm import EPSILON, MOMENTUM
+
+Tensor = Any
+
+
+class GatedPointwise(keras.layers.Layer):
+    r"""Batch norm, ReLU and a 1x1 convolution without bias of feature maps side by side, of which a gate picks K.
+
+    h = \sum_k g_k W_k z_k, z_k being map k after its batch norm and ReLU and W_k its rows of the kernel. In training K
+    maps are drawn, a function of (seed, number of the call); otherwise they are the top K. The gradient of a gate,
+    dL/dg_k = <dL/dh, W_k z_k> for all k, also those not drawn, goes straight through to the real gate.
+
+    Args:
+        filters: output channels.
+        fan_in: K; where there are no more maps, all are read and there is no gate.
+        sources: the maps that are read, fixed; the layer then has no weights for the others. None to learn them.
+        seed: of the initial kernel and the draws.
+
+    Call arguments:
+        maps: tensors (batch, height, width, channels_k).
+        training: whether to draw, and to use the batch's statistics.
+
+    Returns:
+        (batch, height, width, filters).
+    """
+
+    def __init__(
+        self, filters: int, fan_in: int, sources: Sequence[int] | None = None, *, seed: int, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.filters, self.fan_in, self.seed = filters, fan_in, seed
+        self.sources = None if sources is None else tuple(sources)
+        self.norm = ReplicaMeanNormalization(momentum=MOMENTUM, epsilon=EPSILON, name="norm", dtype=self.dtype_policy)
+
+    def build(self, shapes: Any) -> None:
+        read = range(len(shapes)) if self.sources is None else self.sources
+        self.channels = [int(shapes[source][-1]) for source in read]
+        rows = sum(self.channels)
+        self.norm.build((*shapes[0][:-1], rows))
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(1, 1, rows, self.filters),
+            initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal", seed=self.seed),
+        )
+        self.learns = self.sources is None and self.fan_in < len(shapes)
+        if not self.learns:
+            return
+        self.real_gates = self.add_weight(
+            name="real_gates",
+            shape=(len(shapes),),
+            initializer=keras.initializers.Constant(1.0 / len(shapes)),
+            constraint=gates.project,
+            dtype="float32",
+            autocast=False,
+        )
+        self.step = self.add_weight(
+            name="step",
+            shape=(),
+            initializer="zeros",
+            dtype="int32",
+            trainable=False,
+            aggregation="only_first_replica",
+        )
+        # Row k has ones where the kernel has the rows of map k.
+        self.spread = np.repeat(np.eye(len(shapes), dtype=np.float32), self.channels, axis=1)
+
+    def call(self, maps: Sequence[Tensor], training: bool | None = None) -> Tensor:
+        read = maps if self.sources is None else [maps[source] for source in self.sources]
+        x = read[0] if len(read) == 1 else ops.concatenate(read, axis=-1)
+        x = ops.relu(self.norm(x, training=training))
+        kernel = ops.convert_to_tensor(self.kernel)
+        if self.learns:  # a gate of zero before the batch norm would not keep its map out
+            factors = ops.matmul(self._binary_gates(training)[None], self.spread)
+            kernel = kernel * ops.cast(ops.reshape(factors, (1, 1, -1, 1)), kernel.dtype)
+        return ops.conv(x, kernel, data_format="channels_last")
+
+    def _binary_gates(self, training: bool | None) -> Tensor:
+        real = ops.convert_to_tensor(self.real_gates)
+        if training:
+            step = ops.convert_to_tensor(self.step)
+            binary = gates.draw(real, self.fan_in, seed=self.seed, step=step)
+            self.step.assign(step + 1)
+        else:
+            binary = gates.top_k(real, self.fan_in)
+        return gates.straight_through(real, binary)
+
+
+@keras.saving.register_keras_serializable("gated_resnext")
+class GatedDenseBlock(keras.layers.Layer):
+    r"""A block of DenseNet whose skip connections are learned.
+
+    Layer l = 1, ..., L has a gate over the l feature maps before it, the block's input and what the layers before
+    wrote: x_l = F_l(h_l), h_l = \sum_k g_lk W_lk ReLU(BN_l(x_k)), F_l a 3x3 convolution after batch norm and ReLU.
+    With K >= L all gates are one, and this is an ordinary dense block (DenseNet-BC).
+
+    Args:
+        layers: L.
+        growth: channels that a layer writes.
+        fan_in: K, maps that a layer reads; a layer with no more before it reads all.
+        transition: output channels of the 1x1 convolution that ends the block, with batch norm and ReLU before it and
+            a gate of its own; None returns all maps side by side, so that every layer is read by what follows.
+        transition_fan_in: K of its gate; None for all maps.
+        bottleneck: outputs of a layer's 1x1 convolution, in units of `growth`.
+        sources: fixes the wiring: for each layer, and at the end the output, the maps that it reads, 0 being the
+            block's input. There are weights for these alone. None to learn it.
+        seed: of the initial weights and the draws; None for a random one.
+
+    Call arguments:
+        x: (batch, height, width, channels).
+        training: whether to draw, and to use the batch's statistics.
+
+    Returns:
+        (batch, height, width, transition), or (batch, height, width, channels + L * growth) without a transition.
+
+    Raises:
+        ValueError: if the numbers are not whole and positive, or the wiring is not that of such a block.
+
+    Example:
+
+    >>> GatedDenseBlock(layers=3, growth=4, fan_in=2)(np.ones((1, 8, 8, 6))).shape
+    TensorShape([1, 8, 8, 18])
+
+    Reference:
+        Section 5 of "Connectivity Learning in Multi-Branch Networks", which proposes it; Huang et al., "Densely
+        Connected Convolutional Networks". docs/beyond_weighted.md.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        growth: int,
+        fan_in: int,
+        transition: int | None = None,
+        transition_fan_in: int | None = None,
+        bottleneck: int = 4,
+        sources: Sequence[Sequence[int]] | None = None,
+        *,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        fixed = None if sources is None else DenseWiring(tuple(map(tuple, sources)))
+        for field, value in (("growth", growth), ("fan_in", fan_in), ("bottleneck", bottleneck)):
+            _check_count(field, value)
+        if transition is not None:
+            _check_count("transition", transition)
+        if transition_fan_in is not None:
+            _check_count("transition_fan_in", transition_fan_in)
+            if transition is None:
+                raise ValueError(
+                    "transition_fan_in is of the gate of the transition: give transition=CHANNELS too. "
+                    f"Received: transition_fan_in={transition_fan_in}"
+                )
+        if fixed is None:
+            _check_count("layers", layers)
+        elif fixed.layers != layers:
+            raise ValueError(
+                f"sources must be of {layers} layers and the output. Received: {len(fixed.sources)} entries"
+            )
+        elif transition is None and len(fixed.sources[-1]) <= layers:
+            raise ValueError(
+                f"without a transition the output reads all {layers + 1} maps. Received: {list(fixed.sources[-1])}"
+            )
+        self.layers, self.growth, self.fan_in, self.bottleneck = layers, growth, fan_in, bottleneck
+        self.transition, self.transition_fan_in = transition, transition_fan_in
+        self.sources = None if fixed is None else fixed.sources
+        self.seed = int(np.random.default_rng().integers(2**31)) if seed is None else int(seed)
+        seeds = iter(int(value) >> 1 for value in np.random.SeedSequence(self.seed).generate_state(2 * layers + 1))
+        counts = dense_wiring.fan_ins(layers, fan_in, transition_fan_in)
+        self.readers, self.norms, self.convs = [], [], []
+        for number in range(layers + (transition is not None)):
+            last = number == layers
+            self.readers.append(
+                GatedPointwise(
+                    transition if last else bottleneck * growth,  # type: ignore[arg-type]
+                    counts[number],
+                    None if self.sources is None else self.sources[number],
+                    seed=next(seeds),
+                    name="transition" if last else f"layer{number + 1}_narrow",
+                    dtype=self.dtype_policy,
+                )
+            )
+            if last:
+                break
+            self.norms.append(
+                ReplicaMeanNormalization(
+                    momentum=MOMENTUM, epsilon=EPSILON, name=f"layer{number + 1}_norm", dtype=self.dtype_policy
+                )
+            )
+            self.convs.append(
+                keras.layers.Conv2D(
+                    growth,
+                    3,
+                    padding="same",
+                    use_bias=False,
+                    kernel_initializer=keras.initializers.VarianceScaling(
+                        2.0, "fan_out", "untruncated_normal", seed=next(seeds)
+                    ),
+                    name=f"layer{number + 1}_conv",
+                    dtype=self.dtype_policy,
+                )
+            )
+
+    def build(self, shape: Any) -> None:
+        if len(shape) != 4 or shape[-1] is None:
+            raise ValueError(f"a dense block reads (batch, height, width, channels). Received: shape={tuple(shape)}")
+        self.in_channels = int(shape[-1])
+        maps = [tuple(shape)]
+        for reader, norm, conv in zip(self.readers, self.norms, self.convs, strict=False):
+            reader.build(maps)
+            narrow = (*shape[:-1], self.bottleneck * self.growth)
+            norm.build(narrow)
+            conv.build(narrow)
+            maps.append((*shape[:-1], self.growth))
+        if self.transition is not None:
+            self.readers[-1].build(maps)
+
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        maps = [x]
+        for reader, norm, conv in zip(self.readers, self.norms, self.convs, strict=False):
+            h = ops.relu(norm(reader(maps, training=training), training=training))
+            maps.append(conv(h))
+        if self.transition is not None:
+            return self.readers[-1](maps, training=training)
+        return ops.concatenate(maps, axis=-1)
+
+    def compute_output_spec(self, x: Any, training: bool | None = None) -> keras.KerasTensor:
+        channels = x.shape[-1] + self.layers * self.growth if self.transition is None else self.transition
+        return keras.KerasTensor((*x.shape[:-1], channels), dtype=self.compute_dtype)
+
+    def wiring(self) -> DenseWiring:
+        """The wiring the block evaluates with: the top K of the gates where they are learned."""
+        if self.sources is not None:
+            return DenseWiring(self.sources)
+        real_gates = [
+            ops.convert_to_numpy(reader.real_gates) if reader.learns else np.ones(number)
+            for number, reader in enumerate(self.readers, start=1)
+        ]
+        if self.transition is None:
+            real_gates.append(np.ones(self.layers + 1))
+        return dense_wiring.top_k(real_gates, dense_wiring.fan_ins(self.layers, self.fan_in, self.transition_fan_in))
+
+    def parameters(self) -> int:
+        """Trainable weights, gates not counted, in closed form; of a built block."""
+        stored = DenseWiring.full(self.layers) if self.sources is None else DenseWiring(self.sources)
+        return stored.parameters(self.in_channels, self.growth, self.bottleneck, self.transition)
+
+    def get_config(self) -> dict[str, Any]:
+        fields = ("layers", "growth", "fan_in", "transition", "transition_fan_in", "bottleneck", "sources", "seed")
+        return {**super().get_config(), **{field: getattr(self, field) for field in fields}}
+
+
+def frozen(model: keras.Model) -> keras.Model:
+    """A model whose dense blocks have the wiring fixed to the top K of their gates, all layers kept.
+
+    Args:
+        model: a functional or sequential model with a `GatedDenseBlock` among its layers.
+
+    Returns:
+        A new model with the same function and weights; the blocks have no rows any more for what is not read.
+    """
+    return _rewired(model, lambda wiring: (wiring, range(1, wiring.layers + 1)))
+
+
+def pruned(model: keras.Model) -> keras.Model:
+    """The same function in a smaller model: fixed wiring, and no layers that nobody reads.
+
+    Args:
+        model: a functional or sequential model with a `GatedDenseBlock` among its layers.
+
+    Returns:
+        A new model.
+
+    Raises:
+        ValueError: if there is no such block.
+
+    Example:
+
+    >>> block = GatedDenseBlock(4, 2, 1, transition=3, transition_fan_in=1, seed=0)
+    >>> smaller = pruned(keras.Sequential([keras.Input((8, 8, 3)), block]))
+    >>> block.parameters(), smaller.layers[0].parameters()
+    (935, 15)
+    """
+    return _rewired(model, lambda wiring: (wiring.pruned(), wiring.active))
+
+
+def _rewired(model: keras.Model, fixed: Callable[[DenseWiring], tuple[DenseWiring, Sequence[int]]]) -> keras.Model:
+    """A copy of a model whose blocks have the wiring, and of the old layers those, that `fixed` gives."""
+    blocks = {layer.name: layer for layer in model.layers if isinstance(layer, GatedDenseBlock)}
+    if not blocks:
+        raise ValueError(f"there is no GatedDenseBlock among the layers of {model.name}")
+
+    def copied(layer: keras.layers.Layer) -> keras.layers.Layer:
+        changes: dict[str, Any] = {}
+        if layer.name in blocks:
+            wiring, _ = fixed(layer.wiring())
+            changes = {"layers": wiring.layers, "sources": wiring.sources}
+        return type(layer).from_config({**layer.get_config(), **changes})
+
+    copy = keras.models.clone_model(model, clone_function=copied)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.InputLayer):  # its name changes
+            continue
+        target = copy.get_layer(layer.name)
+        if layer.name in blocks:
+            _, kept = fixed(layer.wiring())
+            _fill(target, layer, kept)
+        else:
+            target.set_weights(layer.get_weights())
+    return copy
+
+
+def _fill(target: GatedDenseBlock, source: GatedDenseBlock, kept: Sequence[int]) -> None:
+    """Sets the weights of `target`, which has the layers `kept`, counted from 1, of `source`."""
+    readers = [*kept, *([source.layers + 1] if source.transition is not None else [])]
+    for reader, number in zip(target.readers, readers, strict=True):
+        old, wanted = source.readers[number - 1], source.wiring().sources[number - 1]
+        has = range(number) if old.sources is None else old.sources
+        of_map = np.repeat(np.asarray(has), old.channels)  # the map of every row
+        rows = np.isin(of_map, wanted)
+        reader.kernel.assign(ops.convert_to_numpy(old.kernel)[:, :, rows])
+        for one, other in zip(reader.norm.weights, old.norm.weights, strict=True):
+            one.assign(ops.convert_to_numpy(other)[rows])
+    for place, number in enumerate(kept):
+        target.norms[place].set_weights(source.norms[number - 1].get_weights())
+        target.convs[place].set_weights(source.convs[number - 1].get_weights())
+
+
+def _check_count(field: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{field} must be a whole number of at least 1. Received: {field}={value!r}")
