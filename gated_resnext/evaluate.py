@@ -57,6 +57,9 @@ def main(argv: list[str]) -> None:
     from gated_resnext.progress import Count
 
     images = trained.images_for(network, dataset, DATA_DIR.value)
+    folder = pathlib.Path(OUTPUT.value).expanduser() if OUTPUT.value else None
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the work
     total = min(images.count(SPLIT.value), IMAGES.value or 1 << 62)
     what = f"{total:,} {'' if SPLIT.value == 'all' else SPLIT.value + ' '}images of {images.info.name}"
     print(f"Running {network.name} ({network.source}) on {what}", flush=True)
@@ -64,8 +67,8 @@ def main(argv: list[str]) -> None:
         network, images, split=SPLIT.value, count=IMAGES.value, bins=BINS.value, seen=Count(total).add
     )
     print(f"\n{network.name} on {what}\n{_receipt(found, logits)}")
-    if OUTPUT.value:
-        _write(found, network, what, pathlib.Path(OUTPUT.value).expanduser())
+    if folder:
+        _write(found, network, what, folder)
 
 
 def _network() -> trained.Trained:

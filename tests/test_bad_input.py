@@ -639,7 +639,8 @@ def started(*args, **kwargs):
 shallow = trainer._Training.run_phases
 loop.Loop.train = started
 own, mains = {}, {}
-for module in ("gated_resnext.train", "gated_resnext.draw", "gated_resnext.publish", "export.prune_and_save"):
+commands = "train", "draw", "publish", "evaluate"
+for module in (*(f"gated_resnext.{command}" for command in commands), "export.prune_and_save"):
     mains[module] = importlib.import_module(module).main
     own[module] = {flag.name: flag for flag in flags.FLAGS.flags_by_module_dict()[module]}
     for name in own[module]:
@@ -673,7 +674,7 @@ for name, (module, arguments, deep, environment) in json.load(open(sys.argv[1]))
 json.dump(report, open(sys.argv[2], "w"))
 """
 TRAIN, DRAW, PUBLISH = "gated_resnext.train", "gated_resnext.draw", "gated_resnext.publish"
-EXPORT = "export.prune_and_save"
+EXPORT, EVALUATE = "export.prune_and_save", "gated_resnext.evaluate"
 # Where the harness runs: photos/ is a folder of images, quick.json a recipe for it, run/ the workdir of another run.
 PHOTOS = ["--image_folder=photos", "--recipe=quick.json"]
 SINGLE = {
@@ -771,7 +772,7 @@ def cases():
     for name, arguments in DEEP.items():
         add(TRAIN, name, *arguments, deep=True)
     add(TRAIN, "a batch larger than the folder", "--image_folder=photos")
-    for module in (DRAW, EXPORT):
+    for module in (DRAW, EXPORT, EVALUATE):
         add(module, "nothing")
         add(module, "both", f"--entry={K1}", "--workdir=run")
         add(module, "unknown", "--entry=digits")
@@ -803,6 +804,14 @@ def cases():
     add(EXPORT, "images", f"--entry={K1}", "--images=-1")
     add(EXPORT, "drop", f"--entry={K1}", "--max_top1_drop=abc")
     add(EXPORT, "output below a file", f"--entry={K1}", "--output=file", "--noise")
+    for number, name in enumerate(DATASETS):
+        add(EVALUATE, f"dataset {number}", f"--entry={K1}", f"--dataset={name}")
+    for number, folder in enumerate(FOLDERS):
+        add(EVALUATE, f"folder {number}", f"--entry={K1}", f"--image_folder={folder}")
+    for flag in ("--split=val", "--images=0", "--bins=0", "--white=x", "--output=file/x", "--output= ", "--dataset="):
+        add(EVALUATE, flag, f"--entry={K1}", flag)
+    for folder in ("missing", "file", "photos", "run", "quick.json", ""):
+        add(EVALUATE, f"saved_model {folder}", f"--saved_model={folder}")
     add(PUBLISH, "nothing")
     add(PUBLISH, "no hardware", "--workdir=run")
     for folder in ("missing", "file", "run", "broken", "photos"):
