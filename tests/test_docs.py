@@ -92,11 +92,11 @@ def test_branches_of_ones_own_are_trained_and_exported(tmp_path, digits_dir, run
 def test_the_page_of_weights_and_dense_blocks_runs(tmp_path, digits_dir):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HOME": str(tmp_path)}
     (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)
-    [(_, lines), (_, block)] = blocks("beyond_weighted.md", "bash", "python")
+    [(_, lines), *python] = blocks("beyond_weighted.md", "bash", "python")
     commands = [shlex.split(line)[1:] for line in lines.splitlines()]
     commands[0].append("--epochs_scale=0.005")
     printed = []
-    for arguments in (*commands, ["-c", block]):
+    for arguments in (*commands, *(["-c", block] for _, block in python)):
         command = [sys.executable, *arguments]
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, (command, done.stderr)
@@ -105,6 +105,7 @@ def test_the_page_of_weights_and_dense_blocks_runs(tmp_path, digits_dir):
     assert "Written to models/optical_digits_11_4_4_weighted_k2" in printed[1]
     before, after, _ = printed[2].split(maxsplit=2)
     assert int(before) > int(after)
+    assert printed[3] == "4.33 0.212\n"
 
 
 def test_the_recipe_of_the_training_page_is_one():
