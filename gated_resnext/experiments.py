@@ -55,7 +55,8 @@ class Experiment(NamedTuple):
     """Rows to compare, which share data, schedule and seeds.
 
     `key` names its files, with the data set where that is not the paper's. `pairs` are rows whose difference is told:
-    the first minus the second. `by_module` asks for the active blocks of every module.
+    the first minus the second. `plots` is what a figure of the paper has above its axis: "top1" against the fan-in, or
+    the "active" blocks of every module.
     """
 
     key: str
@@ -63,7 +64,7 @@ class Experiment(NamedTuple):
     dataset: str
     rows: tuple[Row, ...]
     pairs: tuple[tuple[Row, Row], ...]
-    by_module: bool = False
+    plots: str | None = None
 
 
 def table(number: int, dataset: str | None = None) -> Experiment:
@@ -113,7 +114,7 @@ def figure(number: int, dataset: str | None = None) -> Experiment:
     fan_ins = {2: tuple(range(1, 2 * half + 1)), 4: (1, half), 5: (half,)}[number]
     rows = [_learned(stem, fan_in) for fan_in in fan_ins]
     pairs = [(_learned(stem, half), rows[0]), (_learned(stem, half), rows[-1])] if number == 2 else []
-    return _experiment(f"figure{number}", f"Figure {number}", own, rows, pairs, by_module=number != 2)
+    return _experiment(f"figure{number}", f"Figure {number}", own, rows, pairs, "top1" if number == 2 else "active")
 
 
 def ablation(name: str, dataset: str | None = None) -> Experiment:
@@ -148,11 +149,11 @@ def ablation(name: str, dataset: str | None = None) -> Experiment:
 
 
 def _experiment(
-    key: str, title: str, own: str, rows: list[Row], pairs: list[tuple[Row, Row]], by_module: bool = False
+    key: str, title: str, own: str, rows: list[Row], pairs: list[tuple[Row, Row]], plots: str | None = None
 ) -> Experiment:
     dataset = rows[0].dataset
     key = key if dataset == own else f"{key}_{dataset}"
-    return Experiment(key, title, dataset, tuple(rows), tuple(pairs), by_module)
+    return Experiment(key, title, dataset, tuple(rows), tuple(pairs), plots)
 
 
 # A network's rows in the zoo have names of one stem: <data set>_<D>_<w>_<C>.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -122,7 +123,7 @@ def markdown(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcom
     differences = list(_differences(experiment, by_row))
     if differences:
         parts.append(differences)
-    if experiment.by_module and outcomes:
+    if experiment.plots == "active" and outcomes:
         parts.append(["Active blocks in each module, means over the seeds:"])
         parts.append(list(_active_blocks(experiment, by_row)))
     return "\n\n".join("\n".join(lines) for lines in parts) + "\n"
@@ -137,6 +138,29 @@ def table(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome])
         ended = [one for one in outcomes if one.row.name == row.name]
         lines.append(_line([*_of_paper(row, experiment), *_measured(row, setting, ended)]))
     return "\n".join(lines)
+
+
+def picture(experiment: Experiment, outcomes: Sequence[Outcome], path: str | os.PathLike[str]) -> None:
+    """The figure of the paper with what was measured in it, means over the seeds where it shows one line a network.
+
+    Args:
+        experiment: one that plots something.
+        outcomes: one run that did not diverge, or more.
+        path: of the .svg or .png file.
+    """
+    from gated_resnext.drawing import charts
+
+    ended = {row: [one.result for one in outcomes if one.row == row and one.result] for row in experiment.rows}
+    ended = {row: results for row, results in ended.items() if results}
+    if experiment.plots == "top1":
+        points = {row.architecture.fan_in: [one["top1"] for one in results] for row, results in ended.items()}
+        charts.fan_in_chart(points, {}, path)
+        return
+    active = {
+        row.name: [statistics.fmean(module) for module in zip(*(one["active_blocks"] for one in results), strict=True)]
+        for row, results in ended.items()
+    }
+    charts.active_blocks_chart(active, experiment.rows[0].architecture.cardinality, path)
 
 
 def csv_lines(setting: Setting, outcomes: Sequence[Outcome]) -> str:

@@ -4,8 +4,8 @@
     python -m gated_resnext.reproduce --figure=2 --dataset=cifar10 --epochs_scale=0.05 --seeds=2
     python -m gated_resnext.reproduce --ablation=gates --dataset=optical_digits
 
-Trains one run after the other into --output, and writes <output>/<what>.md and .csv after each; the same command again
-goes on where it stopped.
+Trains one run after the other into --output, and writes <output>/<what>.md and .csv, of a figure also .svg, after each;
+the same command again goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
     print(
         f"\n{ledger.table(experiment, setting, outcomes)}\n\n"
         f"{experiment.title} on {experiment.dataset}: {len(outcomes)} runs ended, {diverged} of them diverged\n"
-        f"  written   {folder}/{experiment.key}.md, {experiment.key}.csv\n"
+        f"  written   {folder}/{experiment.key}.md, .csv{' and .svg' if experiment.plots else ''}\n"
         f"  workdirs  {folder}/{experiment.key}/"
     )
 

@@ -1,7 +1,8 @@
 """Runs an experiment row by row and seed by seed, and keeps its ledger.
 
-The folder holds a workdir a run, `<key>/<row>-<seed>`, and the ledger of all that ended, `<key>.md` and `<key>.csv`,
-which is written anew after each. Finished runs are read, half-done ones gone on with.
+The folder holds a workdir a run, `<key>/<row>-<seed>`, and what is written anew after each run: the ledger of all that
+ended, `<key>.md` and `<key>.csv`, and of a figure the picture, `<key>.svg`. Finished runs are read, half-done ones gone
+on with.
 """
 
 from __future__ import annotations
@@ -116,6 +117,8 @@ def write(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome],
     for suffix, text in texts.items():
         with files.replacing(folder / f"{experiment.key}.{suffix}") as temporary:
             temporary.write_text(text, encoding="utf-8")
+    if experiment.plots and any(one.result for one in outcomes):
+        ledger.picture(experiment, outcomes, folder / f"{experiment.key}.svg")
 
 
 def _place(folder: pathlib.Path, experiment: Experiment, run: Run) -> pathlib.Path:

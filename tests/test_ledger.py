@@ -188,3 +188,14 @@ def test_figures_tell_active_blocks_beside_those_of_random_wirings():
     drawn = np.mean([Connectivity.random(9, 8, 1, seed=seed).active_blocks for seed in range(100)], axis=0)
     assert told[3] == ["random, K = 1, 100 wirings", *(f"{mean:.2f}" for mean in drawn)]
     assert told[4][0] == "random, K = 4, 100 wirings" and len(told) == 5
+
+
+@pytest.mark.parametrize(("number", "groups"), [(2, {"mean", "range", "seeds"}), (4, {"series-1", "series-2"})])
+def test_a_figure_is_drawn_of_the_rows_that_ended(tmp_path, number, groups):
+    figure = experiments.figure(number)
+    outcomes = [outcome(row, seed, 70.0 + seed, (4,) * 9) for row in figure.rows[:2] for seed in range(2)]
+    diverged = ledger.Outcome(figure.rows[-1], 2, None, diverged=7)
+    ledger.picture(figure, [*outcomes, diverged], tmp_path / "figure.svg")
+    drawn = (tmp_path / "figure.svg").read_text()
+    assert {group for group in groups if f'id="{group}"' in drawn} == groups
+    assert "series-3" not in drawn and ("fan-in K" in drawn) == (number == 2)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def active_blocks_chart(series: Mapping[str, Sequence[int]], cardinality: int, path: canvas.Path) -> None:
+def active_blocks_chart(series: Mapping[str, Sequence[float]], cardinality: int, path: canvas.Path) -> None:
     """How many blocks of each module are active, a line a network.
 
     Args:

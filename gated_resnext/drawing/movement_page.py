@@ -15,7 +15,7 @@ from gated_resnext.drawing import canvas
 if TYPE_CHECKING:
     from gated_resnext.drawing.gate_movement import Movement
 
-# Gates of a page, a byte each; a larger network has fewer of its steps on it: {101,4,64} every fourth.
+# Gates of a page, a byte each; a larger network has fewer of its steps on it: {101,4,64} has 30 of 101.
 MOST_VALUES = 4_000_000
 
 
