@@ -164,6 +164,24 @@ def test_the_page_of_results_has_this_command():
         assert (RESULTS.parent / link).is_file(), link
 
 
+LEDGERS = sorted(path for path in RESULTS.parent.glob("*.md") if path != RESULTS)
+
+
+@pytest.mark.parametrize("path", LEDGERS, ids=lambda path: path.stem)
+def test_a_committed_ledger_is_what_its_runs_say(path):
+    assert f"]({path.name})" in RESULTS.read_text(encoding="utf-8"), "it is not in the list"
+    text = path.read_text(encoding="utf-8")
+    assert re.search(r"^- command: `python -m gated_resnext\.reproduce --\w+=", text, re.MULTILINE)
+    runs = read(path.parent, path.stem)
+    for row in dict.fromkeys(row for row, _ in runs):
+        top1 = [100 * float(run["top1"]) for (name, _), run in runs.items() if name == row and run["top1"]]
+        [line] = [line for line in text.splitlines() if line.startswith(f"| `{row}` |")]
+        if len(top1) > 1:
+            assert f"| {np.max(top1):.2f} ({np.mean(top1):.2f} ± {np.std(top1, ddof=1):.2f})" in line
+        elif top1:
+            assert f"| {top1[0]:.2f} |" in line or f"| {top1[0]:.2f};" in line
+
+
 # Workdirs of other making
 
 
