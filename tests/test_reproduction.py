@@ -160,8 +160,9 @@ def test_the_page_of_results_has_this_command():
         pytest.skip("docs/ is in the checkout only, and this is the installed package")
     blocks = re.findall(r"^```bash\n(.*?)^```$", RESULTS.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     assert blocks == [f"{COMMAND}\n"]
+    checkout = (RESULTS.parents[2] / "setup.py").is_file()  # else some links lead out of docs/
     for link in re.findall(r"\]\(([^)#:]+)\)", RESULTS.read_text(encoding="utf-8")):
-        assert (RESULTS.parent / link).is_file(), link
+        assert (RESULTS.parent / link).is_file() or (link.startswith("../../") and not checkout), link
 
 
 LEDGERS = sorted(path for path in RESULTS.parent.glob("*.md") if path != RESULTS)
