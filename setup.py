@@ -53,7 +53,7 @@ setup(
         "flatbuffers>=24.3",
         "importlib_resources>=6.0",  # tensorflow-datasets 4.9.10 imports it and does not ask for it
         "keras>=3.15",
-        "matplotlib>=3.8",
+        "matplotlib>=3.10",
         "numpy>=1.26",
         "pillow>=10",
         "tensorboard>=2.20",

@@ -36,13 +36,15 @@ def test_every_block_runs(tmp_path, digits_dir):
         # The whole schedule takes over a minute; the test runs two hundredths of it.
         short = ["--epochs_scale=0.02"] if "gated_resnext.train" in line else []
         run(sys.executable, *line.split()[1:], *short)
-    assert (tmp_path / "wiring.svg").is_file()
+    for name in ("wiring.svg", "gates.html", "evaluation/confusion.png", "evaluation/evaluation.json"):
+        assert (tmp_path / name).is_file(), name
     printed = [run(sys.executable, "-c", block) for block in blocks("python")]
     assert printed[0].strip().endswith(")") and "->" in printed[0]
     assert printed[1].split() == ["(2,)", "(1,", "10)", "(1,", "10)"]
     assert (tmp_path / "models" / "compose.yaml").is_file()
     assert printed[2].strip() == "204890"  # the figure in the text
     assert printed[3].startswith("260442 ")
+    assert float(printed[4].split()[-1]) > 0.93  # as in docs/transfer.md
 
 
 def test_the_table_is_the_zoos():
