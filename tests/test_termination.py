@@ -150,7 +150,9 @@ MOMENTS = {
     "tracing": lambda: before_call(loop.Loop, "_train_step", 1, asked_to_stop),
     "training": lambda: before_call(loop.Loop, "train", 6, asked_to_stop),
     "evaluation": lambda: before_call(loop.Loop, "_test_step", 1, asked_to_stop),
-    "writing": lambda: before_call(files, "_sync", 9, asked_to_stop),
+    # Two calls a file, itself and its folder: run.json, metrics.jsonl, the gates of step 9 again; the gates and the
+    # checkpoint of steps 10 and 11, the gates of step 12.
+    "writing": lambda: before_call(files, "_sync", 17, asked_to_stop),
     "stuck in a step": lambda: before_call(loop.Loop, "train", 6, stuck),
     "stuck in the first step": lambda: before_call(loop.Loop, "train", 1, stuck),
     "the last evaluation": lambda: before_call(trainer._Training, "_finish", 1, asked_to_stop),
