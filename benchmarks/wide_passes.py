@@ -45,8 +45,9 @@ def passes(remat: bool = False, fixed: bool = False) -> dict[str, tuple[float, f
     import tensorflow as tf
     from tensorflow.python.grappler import tf_optimizer
 
+    from gated_resnext.aggregation import GatedAggregation
     from gated_resnext.connectivity import Connectivity
-    from gated_resnext.layers import GatedAggregation, MultiBranchModule
+    from gated_resnext.layers import MultiBranchModule
 
     shape = (BLOCKS, BATCH, SIZE, SIZE, FILTERS)
     sources = Connectivity.random(2, BLOCKS, FAN_IN, seed=0).sources[0] if fixed else None

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gated_resnext import zoo
+    from gated_resnext.aggregation import GatedAggregation
     from gated_resnext.architecture import Architecture
     from gated_resnext.branches import GatedBranches
     from gated_resnext.connectivity import Connectivity
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from gated_resnext.dense_wiring import DenseWiring
     from gated_resnext.evaluation import Evaluation
     from gated_resnext.heads import transfer
-    from gated_resnext.layers import GatedAggregation, MultiBranchModule
+    from gated_resnext.layers import MultiBranchModule
     from gated_resnext.model import GatedResNeXt, load
     from gated_resnext.predictions import decode_predictions, preprocess_input
     from gated_resnext.pruning import freeze, prune, wiring
@@ -38,7 +39,7 @@ _HOMES = {
     "Connectivity": "connectivity",
     "DenseWiring": "dense_wiring",
     "Evaluation": "evaluation",
-    "GatedAggregation": "layers",
+    "GatedAggregation": "aggregation",
     "GatedBranches": "branches",
     "GatedDenseBlock": "dense_block",
     "GatedResNeXt": "model",

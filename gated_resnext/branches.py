@@ -10,8 +10,8 @@ import keras
 from keras import ops
 
 from gated_resnext import gates
+from gated_resnext.aggregation import GatedAggregation
 from gated_resnext.connectivity import Connectivity
-from gated_resnext.layers import GatedAggregation
 
 Tensor = Any
 Reads = tuple[tuple[int, ...], ...]

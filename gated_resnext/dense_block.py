@@ -16,7 +16,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from gated_resnext import dense_wiring, gates
+from gated_resnext import dense_wiring
+from gated_resnext.aggregation import LearnsGates
 from gated_resnext.dense_wiring import DenseWiring
 from gated_resnext.layers import ReplicaMeanNormalization
 from gated_resnext.norm import EPSILON, MOMENTUM
@@ -24,12 +25,13 @@ from gated_resnext.norm import EPSILON, MOMENTUM
 Tensor = Any
 
 
-class GatedPointwise(keras.layers.Layer):
+class GatedPointwise(LearnsGates):
     r"""Batch norm, ReLU and a 1x1 convolution without bias of feature maps side by side, of which a gate picks K.
 
     h = \sum_k g_k W_k z_k, z_k being map k after its batch norm and ReLU and W_k its rows of the kernel. In training K
-    maps are drawn, a function of (seed, number of the call); otherwise they are the top K. The gradient of a gate,
-    dL/dg_k = <dL/dh, W_k z_k> for all k, also those not drawn, goes straight through to the real gate.
+    maps are drawn, a function of (seed, number of the call); otherwise, and while the layer is not `trainable`, they are
+    the top K. The gradient of a gate, dL/dg_k = <dL/dh, W_k z_k> for all k, also those not drawn, goes straight through
+    to the real gate.
 
     Args:
         filters: output channels.
@@ -66,22 +68,7 @@ class GatedPointwise(keras.layers.Layer):
         self.learns = self.sources is None and self.fan_in < len(shapes)
         if not self.learns:
             return
-        self.real_gates = self.add_weight(
-            name="real_gates",
-            shape=(len(shapes),),
-            initializer=keras.initializers.Constant(1.0 / len(shapes)),
-            constraint=gates.project,
-            dtype="float32",
-            autocast=False,
-        )
-        self.step = self.add_weight(
-            name="step",
-            shape=(),
-            initializer="zeros",
-            dtype="int32",
-            trainable=False,
-            aggregation="only_first_replica",
-        )
+        self.add_gates((len(shapes),))
         # Row k has ones where the kernel has the rows of map k.
         self.spread = np.repeat(np.eye(len(shapes), dtype=np.float32), self.channels, axis=1)
 
@@ -91,19 +78,9 @@ class GatedPointwise(keras.layers.Layer):
         x = ops.relu(self.norm(x, training=training))
         kernel = ops.convert_to_tensor(self.kernel)
         if self.learns:  # a gate of zero before the batch norm would not keep its map out
-            factors = ops.matmul(self._binary_gates(training)[None], self.spread)
+            factors = ops.matmul(self.binary_gates(training)[None], self.spread)
             kernel = kernel * ops.cast(ops.reshape(factors, (1, 1, -1, 1)), kernel.dtype)
         return ops.conv(x, kernel, data_format="channels_last")
-
-    def _binary_gates(self, training: bool | None) -> Tensor:
-        real = ops.convert_to_tensor(self.real_gates)
-        if training:
-            step = ops.convert_to_tensor(self.step)
-            binary = gates.draw(real, self.fan_in, seed=self.seed, step=step)
-            self.step.assign(step + 1)
-        else:
-            binary = gates.top_k(real, self.fan_in)
-        return gates.straight_through(real, binary)
 
 
 @keras.saving.register_keras_serializable("gated_resnext")

@@ -10,16 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from gated_resnext.aggregation import BranchMean, GatedAggregation
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.errors import UserError
-from gated_resnext.layers import (
-    BranchMean,
-    GatedAggregation,
-    MultiBranchModule,
-    ReplicaMeanNormalization,
-    Standardize,
-)
+from gated_resnext.layers import MultiBranchModule, ReplicaMeanNormalization, Standardize
 from gated_resnext.norm import EPSILON, MOMENTUM
 
 POOLINGS = (None, "avg", "max")

@@ -129,6 +129,13 @@ def test_draws_change_with_the_step_alone():
     assert int(block.readers[2].step) == 8
 
 
+def test_a_block_that_is_not_trainable_draws_nothing():
+    block = built()
+    block.trainable = False
+    np.testing.assert_array_equal(block(images(), training=True), block(images()))
+    assert int(block.readers[2].step) == 0
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_every_gate_has_its_gradient_drawn_or_not(training):
     """dL/dg_k = <dL/dh, W_k z_k>: by differences of the oracle, whose gates take any value."""

@@ -4,9 +4,10 @@ import oracle
 import pytest
 import tensorflow as tf
 
+from gated_resnext.aggregation import GatedAggregation
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
-from gated_resnext.layers import BranchPointwise, GatedAggregation
+from gated_resnext.layers import BranchPointwise
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.optimizer import GateConnectSGD
 
