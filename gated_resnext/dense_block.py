@@ -29,9 +29,9 @@ class GatedPointwise(LearnsGates):
     r"""Batch norm, ReLU and a 1x1 convolution without bias of feature maps side by side, of which a gate picks K.
 
     h = \sum_k g_k W_k z_k, z_k being map k after its batch norm and ReLU and W_k its rows of the kernel. In training K
-    maps are drawn, a function of (seed, number of the call); otherwise, and while the layer is not `trainable`, they are
-    the top K. The gradient of a gate, dL/dg_k = <dL/dh, W_k z_k> for all k, also those not drawn, goes straight through
-    to the real gate.
+    maps are drawn, a function of (seed, number of the call); otherwise, and while it is not `trainable`, they are the
+    top K. The gradient of a gate, dL/dg_k = <dL/dh, W_k z_k> for all k, also those not drawn, goes straight through to
+    the real gate.
 
     Args:
         filters: output channels.

@@ -40,6 +40,13 @@ def test_dense(run_python):
     assert done.returncode == 1 and done.stderr.endswith("error: images must be 64 to 1437. Received: 7\n")
 
 
+def test_gate_gradient(run_python):
+    done = run_python("-m", "benchmarks.gate_gradient", "--batch=1", "--rounds=1")
+    assert done.returncode == 0, done.stderr
+    forms = [line.split(" | ")[0] for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert forms[:3] == ["| form", "| one product", "| two halves of the rows"] and forms[-1] == "| reading both"
+
+
 def test_export_latency(run_python, tmp_path):
     flags = ("--entries=digits_11_4_4_k2", "--batches=1", "--rounds=1", f"--markdown={tmp_path / 'table.md'}")
     done = run_python("-m", "benchmarks.export_latency", *flags, f"--json={tmp_path / 'found.json'}")
