@@ -15,11 +15,12 @@ import os
 import pathlib
 import platform
 import shlex
+from typing import Any
 
 from absl import flags
 
 import gated_resnext
-from gated_resnext import errors, experiments, ledger, recipes, reproduction, zoo
+from gated_resnext import device_flags, errors, experiments, ledger, recipes, reproduction, zoo
 
 TABLE = flags.DEFINE_enum("table", None, [f"{number}" for number in experiments.TABLES], "Table of the paper.")
 FIGURE = flags.DEFINE_enum("figure", None, [f"{number}" for number in experiments.FIGURES], "Figure of the paper.")
@@ -47,6 +48,7 @@ DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.
 OUTPUT = flags.DEFINE_string("output", "runs/reproduce", "Folder of workdirs, Markdown and CSV.")
 HARDWARE = flags.DEFINE_string("hardware", None, "What it is trained on, for the header. Default: cores and system.")
 CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Work that may be lost, in seconds.", lower_bound=0)
+flags.adopt_module_key_flags(device_flags)
 
 
 def main(argv: list[str]) -> None:
@@ -68,7 +70,12 @@ def main(argv: list[str]) -> None:
     )
     folder = pathlib.Path(OUTPUT.value).expanduser()
     outcomes = reproduction.reproduce(
-        experiment, setting, folder, data_dir=DATA_DIR.value, checkpoint_s=CHECKPOINT_SECONDS.value
+        experiment,
+        setting,
+        folder,
+        data_dir=DATA_DIR.value,
+        checkpoint_s=CHECKPOINT_SECONDS.value,
+        options=_options,
     )
     diverged = sum(one.diverged is not None for one in outcomes)
     print(
@@ -91,10 +98,20 @@ def _experiment() -> experiments.Experiment:
     return experiments.ablation(ABLATION.value, DATASET.value)
 
 
+def _options() -> dict[str, Any]:
+    chosen = device_flags.STRATEGY.value
+    if chosen == "multi_worker" or (chosen == "auto" and os.environ.get("TF_CONFIG")):
+        raise errors.UserError(
+            "reproduce trains on one machine: give --strategy=one_device or mirrored, or train each row on all workers "
+            "by python -m gated_resnext.train"
+        )
+    return device_flags.options()
+
+
 def _command() -> str:
     """The command as given, without the folders of this machine."""
-    own = (TABLE, FIGURE, ABLATION, DATASET, ROWS, SEEDS, EPOCHS_SCALE, LIMIT, RECIPE, GATE_LEARNING_RATE)
-    given = [flags.FLAGS[flag.name] for flag in own if flags.FLAGS[flag.name].present]
+    own = TABLE, FIGURE, ABLATION, DATASET, ROWS, SEEDS, EPOCHS_SCALE, LIMIT, RECIPE, GATE_LEARNING_RATE
+    given = [flags.FLAGS[flag.name] for flag in (*own, *device_flags.ALL) if flags.FLAGS[flag.name].present]
     return " ".join(["python -m gated_resnext.reproduce", *(shlex.quote(flag.serialize()) for flag in given)])
 
 

@@ -14,6 +14,7 @@ import os
 import pathlib
 import statistics
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from gated_resnext import files, ledger, workdir
 from gated_resnext.errors import DivergedError, UserError
@@ -57,6 +58,7 @@ def reproduce(
     *,
     data_dir: str | os.PathLike[str] | None = None,
     checkpoint_s: float = 60.0,
+    options: Callable[[], dict[str, Any]] = dict,
     say: Callable[[str], None] = _say,
 ) -> list[Outcome]:
     """Trains what is left of an experiment, all rows of a seed before the next seed, and writes its ledger.
@@ -69,6 +71,7 @@ def reproduce(
         folder: of workdirs and ledger.
         data_dir: folder of tensorflow-datasets; under JAX, of what `gated_resnext.pack` wrote.
         checkpoint_s: seconds of work that may be lost.
+        options: called before the first run that trains; what else `trainer.train` is to know, such as `precision`.
         say: is told of progress.
 
     Returns:
@@ -88,6 +91,7 @@ def reproduce(
         ended = {(row.name, run.seed): _ended(row, run, folder, experiment) for row, run in runs}
         if any(ended.values()):
             write(experiment, setting, _in_order(experiment, ended), folder)
+        given: dict[str, Any] | None = None
         for number, (row, run) in enumerate(runs, start=1):
             if ended[row.name, run.seed] is not None:
                 continue
@@ -95,10 +99,11 @@ def reproduce(
 
             if termination.asked:
                 raise SystemExit(0)
+            given = options() if given is None else given
             say(f"\nRun {number} of {len(runs)}: {row.name}, seed {run.seed}{_time_left(runs, ended)}")
             place = _place(folder, experiment, run)
             try:
-                trainer.train(run, place, data_dir=data_dir, checkpoint_s=checkpoint_s)
+                trainer.train(run, place, data_dir=data_dir, checkpoint_s=checkpoint_s, **given)
             except DivergedError as error:
                 files.write_json(place / DIVERGED, {"step": error.step, "message": str(error)})
                 say(f"Diverged: {str(error).split(';')[0]}")

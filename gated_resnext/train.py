@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from gated_resnext import errors, files, recipes, workdir, zoo
+from gated_resnext import device_flags, errors, files, recipes, workdir, zoo
 from gated_resnext.datasets.table import FOLDER
 
 ENTRY = flags.DEFINE_string(
@@ -39,12 +39,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, draws, shuffling and augmentation.", 0, 2**63 - 1)
 EPOCHS_SCALE = flags.DEFINE_float("epochs_scale", 1.0, "Makes every phase longer or shorter, in proportion.")
-STRATEGY = flags.DEFINE_string("strategy", "auto", "auto, one_device, mirrored, multi_worker or tpu.")
-SYNC_BATCH_NORM = flags.DEFINE_bool("sync_batch_norm", False, "Batch norm counts the images of all replicas.")
-PRECISION = flags.DEFINE_string("precision", "float32", "Of the arithmetic: float32, mixed_bfloat16 or mixed_float16.")
-REMAT = flags.DEFINE_bool("remat", False, "Keep half as much for the backward pass of learned gates, compute more.")
 ON_NAN = flags.DEFINE_string("on_nan", "stop", "At a loss that is not finite: stop, or rollback and halve the rate.")
 CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Work that may be lost, in seconds.", lower_bound=0)
+flags.adopt_module_key_flags(device_flags)
 
 
 def main(argv: list[str]) -> None:
@@ -56,7 +53,7 @@ def main(argv: list[str]) -> None:
 
     from gated_resnext import trainer
 
-    scope, chief = _devices()
+    options = device_flags.options()
     run = run or _run_of_own_data()
     if not CHECKPOINT_SECONDS.value >= 0:
         raise errors.UserError(f"checkpoint_seconds must be 0 or more. Received: {CHECKPOINT_SECONDS.value}")
@@ -65,14 +62,11 @@ def main(argv: list[str]) -> None:
         run,
         folder,
         data_dir=DATA_DIR.value,
-        scope=scope,
-        sync_batch_norm=SYNC_BATCH_NORM.value,
-        precision=PRECISION.value,
-        remat=REMAT.value,
         on_nan=ON_NAN.value,
         checkpoint_s=CHECKPOINT_SECONDS.value,
+        **options,
     )
-    if not chief:
+    if not _writes(options["scope"]):
         return
     print(
         f"\nTrained {result['entry']} on {result['dataset']}: {result['epochs']:g} epochs "
@@ -87,18 +81,13 @@ def main(argv: list[str]) -> None:
     )
 
 
-def _devices() -> tuple[Any, bool]:
-    """The strategy of tf.distribute, None under JAX, and whether this process is the one that writes."""
-    import keras
-
-    if keras.backend.backend() == "jax":
-        if STRATEGY.value not in ("auto", "one_device") or SYNC_BATCH_NORM.value:
-            raise errors.UserError("under JAX one device trains: leave --strategy and --sync_batch_norm out")
-        return None, True
+def _writes(scope: Any) -> bool:
+    """Whether this process is the one of several workers that writes."""
+    if scope is None:
+        return True
     from gated_resnext import distribution
 
-    scope = distribution.strategy(STRATEGY.value)
-    return scope, distribution.is_chief(scope)
+    return distribution.is_chief(scope)
 
 
 def _run_of_the_zoo() -> workdir.Run:

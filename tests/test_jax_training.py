@@ -99,6 +99,17 @@ def test_a_damaged_part_and_a_missing_data_set_are_said(packed, tmp_path, digits
         arrays.write(Images("optical_digits", RECIPES["digits"], digits_dir), tmp_path)
 
 
+def test_a_table_is_reproduced(packed, tmp_path):
+    flags = "--table=3", "--dataset=optical_digits", "--rows=digits_11_4_4_full", "--seeds=1", "--epochs_scale=0.001"
+    code = TRAIN.replace("train", "reproduce")
+    done = in_jax(code, *flags, "--precision=mixed_bfloat16", f"--data_dir={packed}", f"--output={tmp_path}")
+    assert "1 runs ended, 0 of them diverged" in done.stdout
+    text = (tmp_path / "table3_optical_digits.md").read_text()
+    assert "--precision=mixed_bfloat16" in text and "jax 0." in text and ", mixed_bfloat16\n" in text
+    done = in_jax(code, *flags, "--strategy=mirrored", f"--data_dir={packed}", f"--output={tmp_path / '2'}", fails=True)
+    assert "error: under JAX one device trains: leave --strategy and --sync_batch_norm out" in done.stderr
+
+
 def test_four_phases_resumed_equal_uninterrupted(packed, tmp_path):
     """The network learns, its wiring is frozen, and what was stopped ends in the same bytes."""
     whole = trained(tmp_path / "whole", packed)

@@ -202,6 +202,19 @@ def test_a_workdir_of_the_train_command_is_taken_over(trained, digits_dir, tmp_p
     assert Run.read(tmp_path / "at_its_place" / KEY / f"{K1}-0").limit is None
 
 
+def test_devices_and_precision_are_those_asked_for(digits_dir, tmp_path, run_python):
+    flags = ["--table=3", "--dataset=optical_digits", f"--rows={FULL}", "--seeds=1", "--epochs_scale=0.001"]
+    flags += ["--limit=64", "--precision=mixed_bfloat16", "--strategy=mirrored", "--nosync_batch_norm"]
+    done = run_python(
+        "-m", "gated_resnext.reproduce", *flags, f"--output={tmp_path}", f"--data_dir={digits_dir}",
+        env={"CUDA_VISIBLE_DEVICES": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert read(tmp_path)[FULL, 0]["precision"] == "mixed_bfloat16"
+    text = (tmp_path / f"{KEY}.md").read_text()
+    assert ", mixed_bfloat16\n" in text and "--precision=mixed_bfloat16" in text and "--strategy=mirrored" in text
+
+
 @pytest.fixture(scope="module")
 def ablated(reproduced, digits_dir):
     """Every ablation in the folder of the table, which has one of their rows; what was told of each."""
@@ -282,6 +295,10 @@ MISTAKES = {
                          "(recipe is digits of 1.92 epochs there and digits of 64 epochs here); choose another"),
     "another rate": ([*BASE, f"--rows={K1}", "--epochs_scale=0.03", "--gate_learning_rate=5", "--output={taken}"],
                      "and digits, gates at 5 of 1.92 epochs here); choose another --output"),
+    "several machines": ([*BASE, "--strategy=multi_worker"], "reproduce trains on one machine: give --strategy="),
+    "no such strategy": ([*BASE, "--strategy=tpus"], "strategy must be one of auto, one_device, mirrored"),
+    "no such precision": ([*BASE, "--precision=float8"],
+                          "precision must be one of float32, mixed_bfloat16, mixed_float16. Received: 'float8'"),
     "no result": ([*BASE, f"--rows={FULL}", "--epochs_scale=0.03", "--seeds=1", "--output={damaged}"],
                   "result.json holds no result; delete it"),
     "no step": ([*BASE, f"--rows={K1}", "--epochs_scale=0.03", "--seeds=1", "--output={damaged}"],
@@ -310,8 +327,9 @@ from gated_resnext import errors, reproduce
 import sys
 found = {{}}
 for name, arguments in json.load(open("cases.json")).items():
-    for flag in flags.FLAGS.flags_by_module_dict()["gated_resnext.reproduce"]:
-        flag.unparse()
+    for module in ("gated_resnext.reproduce", "gated_resnext.device_flags"):
+        for flag in flags.FLAGS.flags_by_module_dict()[module]:
+            flag.unparse()
     flags.FLAGS.unparse_flags()
     err = io.StringIO()
     sys.argv = ["reproduce", "--output=none", "--data_dir={digits_dir}", *arguments]
