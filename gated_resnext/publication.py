@@ -58,7 +58,8 @@ def publish(
     card = {
         "entry": run.entry,
         "dataset": run.dataset,
-        "command": f"python -m gated_resnext.train --entry={run.entry} --seed={run.seed}{_scale(run)}",
+        "command": f"python -m gated_resnext.train --entry={run.entry} --seed={run.seed}{_scale(run)}"
+        f"{_precision(result)}",
         "recipe": run.recipe.name,
         "epochs": result["epochs"],
         "schedule_epochs": RECIPES[run.recipe.name].epochs,
@@ -98,3 +99,8 @@ def _shrunk(value: np.ndarray, dtype: Any) -> np.ndarray:
 def _scale(run: Run) -> str:
     whole = RECIPES[run.recipe.name].epochs
     return "" if run.recipe.epochs == whole else f" --epochs_scale={run.recipe.epochs / whole:.6g}"
+
+
+def _precision(result: dict[str, Any]) -> str:
+    found = result.get("precision", "float32")
+    return "" if found == "float32" else f" --precision={found}"

@@ -39,6 +39,14 @@ def test_published_weights_reach_what_the_card_says(trained, digits_dir, folder)
     )
 
 
+def test_the_command_has_the_precision(trained, digits_dir, folder, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "copy")
+    result = files.read_json(workdir / "result.json")
+    files.write_json(workdir / "result.json", {**result, "precision": "mixed_bfloat16"})
+    card = publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
+    assert card["command"].endswith(" --seed=0 --epochs_scale=0.03 --precision=mixed_bfloat16")
+
+
 def test_an_unfinished_training_or_no_zoo_is_refused(trained, digits_dir, folder, tmp_path):
     with pytest.raises(UserError, match=r"there is no entries\.py in it"):
         publication.publish(trained, tmp_path / "elsewhere", data_dir=digits_dir, hardware="")
