@@ -4,7 +4,8 @@
 
 dS and Y have a row a block and a column for every pixel and channel of a batch, as in the first stage of {20,4,8}. Each
 form is held to numpy in float64 before it is timed; they take turns. "Reading both" adds all numbers of the two
-tensors, which any form has to read.
+tensors, which any form has to read. Then there is the same product, and the gated sum, of tensors whose images, not
+their blocks, come first.
 """
 
 from __future__ import annotations
@@ -91,14 +92,27 @@ def times(batch: int, rounds: int) -> dict[str, list[float]]:
     for name, form in found.items():
         result = form(*(tf.constant(one, tf.float32) for one in small))
         np.testing.assert_allclose(result, small[0] @ small[1].T, rtol=0, atol=1e-3, err_msg=name)
-    found["reading both"] = tf.function(lambda a, b: tf.reduce_sum(a) + tf.reduce_sum(b), autograph=False)
     shape = BLOCKS, batch * SIZE * SIZE * FILTERS
     tensors = [tf.random.stateless_normal(shape, (0, seed)) for seed in range(2)]
+    weights = tf.ones((BLOCKS, BLOCKS)) / BLOCKS
+
+    def with_images_first(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        return lambda a, b: call(*(tf.reshape(one, (batch, BLOCKS, -1)) for one in (a, b)))
+
+    others = {
+        "reading both": lambda a, b: tf.reduce_sum(a) + tf.reduce_sum(b),
+        "images first, an image at a time": with_images_first(
+            lambda a, b: tf.reduce_sum(tf.matmul(a, b, transpose_b=True), 0)
+        ),
+        "the gated sum": lambda a, b: tf.matmul(weights, b),
+        "the gated sum, images first": with_images_first(lambda a, b: tf.matmul(weights, b)),
+    }
+    found.update({name: tf.function(call, autograph=False) for name, call in others.items()})
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for turn in range(-2, rounds):
         for name, form in found.items():
             start = time.perf_counter()
-            form(*tensors).numpy()
+            tf.reshape(form(*tensors), (-1,))[0].numpy()
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
