@@ -11,11 +11,13 @@ with the confusion matrix as confusion.png and confusion.svg.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 from absl import flags
 
 from gated_resnext import errors, files, trained
+from gated_resnext.datasets.names import readable
 from gated_resnext.datasets.table import DATASETS, FOLDER
 from gated_resnext.evaluation import BINS as DEFAULT_BINS
 from gated_resnext.evaluation import Evaluation
@@ -66,7 +68,7 @@ def main(argv: list[str]) -> None:
     found, logits = trained.evaluate(
         network, images, split=SPLIT.value, count=IMAGES.value, bins=BINS.value, seen=Count(total).add
     )
-    print(f"\n{network.name} on {what}\n{_receipt(found, logits)}")
+    print(f"\n{network.name} on {what}\n{_receipt(_named(found), logits)}")
     if folder:
         _write(found, network, what, folder)
 
@@ -77,6 +79,11 @@ def _network() -> trained.Trained:
     if WORKDIR.value is not None:
         return trained.of_workdir(WORKDIR.value)
     return trained.of_saved_model(SAVED_MODEL.value, WHITE.value)
+
+
+def _named(found: Evaluation) -> Evaluation:
+    """The same for people: with names in the place of WordNet ids."""
+    return dataclasses.replace(found, labels=tuple(readable(found.labels)))
 
 
 def _receipt(found: Evaluation, logits: bool) -> str:
@@ -105,7 +112,7 @@ def _write(found: Evaluation, network: trained.Trained, what: str, folder: pathl
     files.write_json(folder / "evaluation.json", {**origin, **found.to_dict()})
     for name in ("confusion.png", "confusion.svg"):
         with files.replacing(folder / name) as temporary:
-            confusion.write(found, temporary, f"{network.name} on {what}: top-1 {100 * found.top1:.2f} %")
+            confusion.write(_named(found), temporary, f"{network.name} on {what}: top-1 {100 * found.top1:.2f} %")
     print(f"Written to {folder}: evaluation.json, confusion.png, confusion.svg")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from gated_resnext import recipes, zoo
+from gated_resnext.datasets.names import readable
 from gated_resnext.datasets.table import DATASETS
 from gated_resnext.errors import UserError
 from gated_resnext.evaluation import are_probabilities
@@ -127,7 +128,7 @@ def decode_predictions(
         probabilities: (n, classes), what a network gives.
         top: how many classes of each image, the most probable first.
         name: the entry of the zoo whose classes they are: named by its card, else by its data set, as far as
-            tensorflow-datasets knows the names before it has the images.
+            tensorflow-datasets knows the names before it has the images. Those of ImageNet are WordNet's.
         labels: or the names themselves. With neither, classes are called by their numbers.
 
     Returns:
@@ -151,7 +152,7 @@ def decode_predictions(
         raise UserError("give one of name and labels")
     if top < 1:
         raise UserError(f"top must be at least 1. Received: top={top}")
-    names = list(labels if labels is not None else range(rows.shape[1]) if name is None else _labels_of(name))
+    names = list(labels if labels is not None else range(rows.shape[1]) if name is None else readable(_labels_of(name)))
     if len(names) != rows.shape[1]:
         raise UserError(f"there are probabilities of {rows.shape[1]} classes and names of {len(names)}")
     order = np.argsort(-rows, axis=1, kind="stable")[:, :top]

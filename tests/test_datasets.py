@@ -13,6 +13,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from gated_resnext import datasets
+from gated_resnext.datasets import names
 
 datasets.register()
 MiniImagenet = tfds.builder_cls("mini_imagenet")
@@ -96,6 +97,18 @@ def test_digits_name_their_source_and_licence(digits):
     for text in (licence, digits.info.description):
         for fact in ("Alpaydin", "Kaynak", "1998", "10.24432/C50P49", "CC BY 4.0"):
             assert fact in text
+
+
+def test_classes_of_imagenet_have_names_and_their_licence():
+    for name in ("imagenet2012", "mini_imagenet"):
+        labels = datasets.labels(name)
+        found = names.readable(labels)
+        assert len(set(found)) == len(labels) and not any(label in found for label in labels)
+    assert names.readable(["n02099601", "cat", "n03126707", "n02012849"]) == [
+        "golden retriever", "cat", "crane (n03126707)", "crane (n02012849)"
+    ]  # fmt: skip
+    licence = Path(datasets.__file__).with_name("LICENSE-wordnet_names.txt").read_text()
+    assert "WordNet 3.0 Copyright 2006 by Princeton University." in licence
 
 
 def random_jpeg(rng, side=84):

@@ -135,3 +135,8 @@ def test_a_digit_from_an_array_of_any_size_to_its_name(digits_dir):
     assert np.mean([int(one.label) == label for [one], label in zip(decoded, labels, strict=True)]) > 0.9
     assert re.fullmatch(r"Prediction\(number=\d, label='\d', probability=0\.\d+\)", str(decoded[0][0]))
     assert gated_resnext.preprocess_input is predictions.preprocess_input
+
+
+def test_classes_of_mini_imagenet_have_names():
+    [[best]] = decode_predictions(np.eye(100)[14:15], top=1, name="mini_imagenet_20_4_8_k4")
+    assert best == (14, "golden retriever", 1.0)
