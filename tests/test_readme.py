@@ -13,7 +13,7 @@ from gated_resnext import zoo
 
 README = pathlib.Path(__file__).parent.parent / "README.md"
 # Of each data set one row of each kind that the paper or a card gives a number for.
-SHOWN = ("digits_*", "cifar10_20_4_8_*", "cifar100_29_8_8_*", "cifar100_29_64_8_*")
+SHOWN = ("digits_*", "cifar10_20_4_8_*", "mini_imagenet_20_4_8_*", "cifar100_29_8_8_*", "cifar100_29_64_8_*")
 
 
 def blocks(language):
