@@ -103,7 +103,7 @@ def test_parameters_after_pruning_are_the_mean_over_the_seeds():
     outcomes = [outcome(K1, seed, 90.0, active) for seed, active in enumerate(actives)]
     expected = np.mean([zoo.architecture(K1.name).parameters(active) for active in actives])
     assert lines(ledger.markdown(TABLE, SETTING, outcomes))[K1.name]["pruned"] == f"{expected:,.0f}"
-    assert zoo.architecture(K1.name).parameters(actives[0]) == 190_842  # a card
+    assert zoo.architecture(K1.name).parameters(actives[0]) == 190_842
 
 
 def test_numbers_of_other_tables_say_whose_they_are():
