@@ -133,7 +133,7 @@ def test_the_job_of_several_workers_sets_their_cluster():
     flags = set(re.findall(r"--(\w+)=", container["args"][0]))
     from gated_resnext import train
 
-    assert flags <= {flag.name for flag in train.flags.FLAGS.flags_by_module_dict()["gated_resnext.train"]}
+    assert flags <= {flag.name for flag in train.flags.FLAGS.get_key_flags_for_module("gated_resnext.train")}
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")) if DOCS.is_dir() else [])

@@ -12,7 +12,7 @@ import tensorflow as tf
 from export import saved_model, tflite
 from export.compact import compact
 from gated_resnext import zoo
-from gated_resnext.preprocessing import Preprocessing, central_crop, grey
+from gated_resnext.preprocessing import Preprocessing, central_crop, decode, grey
 
 REFUSED = (tf.errors.InvalidArgumentError, ValueError, TypeError)
 COLOUR, GREY = Preprocessing((32, 32, 3), 32), Preprocessing((8, 8, 1), 8)
@@ -161,7 +161,7 @@ BAD = {
 def test_the_answers_tell_pictures_apart(served):
     answers = served.pictures(*(encoded(picture(seed=seed)) for seed in range(6)))
     apart = np.abs(answers[:, None] - answers).max(-1)[np.triu_indices(6, 1)]
-    assert np.median(apart) > 0.01  # far more than the tolerances below
+    assert np.median(apart) > 0.01  # far more than the tolerance below
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -176,7 +176,10 @@ def test_odd_pictures_are_answered_as_their_pixels(served, name):
 def test_jpegs_are_answered_as_pillow_decodes_them(served, name):
     content = JPEG[name]()
     image = np.asarray(PIL.Image.open(io.BytesIO(content)).convert("RGB"))
-    np.testing.assert_allclose(served.pictures(content)[0], served.expected(image), atol=0.02)
+    decoded = decode(tf.constant(content)).numpy()
+    apart = np.abs(decoded.astype(int) - image)  # both are right: JPEG leaves the rounding to the decoder
+    assert apart.mean() < 2.5 and apart.max() <= 12
+    np.testing.assert_allclose(served.pictures(content)[0], served.expected(decoded), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", BAD)
