@@ -39,12 +39,8 @@ def forms() -> dict[str, Callable[[Any, Any], Any]]:
 
     from gated_resnext import gates
 
-    def pieces(count: int) -> Callable[[Any, Any], Any]:
-        def product(upstream: Any, y: Any) -> Any:
-            split = [tf.reshape(one, (BLOCKS, count, -1)) for one in (upstream, y)]
-            return tf.einsum("jpn,kpn->jk", *split)
-
-        return product
+    def in_pieces(upstream: Any, y: Any) -> Any:
+        return tf.einsum("jpn,kpn->jk", *(tf.reshape(one, (BLOCKS, 64, -1)) for one in (upstream, y)))
 
     def batched(upstream: Any, y: Any) -> Any:
         rows = [tf.transpose(tf.reshape(one, (BLOCKS, 2, -1)), (1, 0, 2)) for one in (upstream, y)]
@@ -71,7 +67,7 @@ def forms() -> dict[str, Callable[[Any, Any], Any]]:
         ),
         "transposed": lambda upstream, y: tf.transpose(tf.matmul(y, upstream, transpose_b=True)),
         "halves of the columns": batched,
-        "einsum over pieces": pieces(64),
+        "einsum over pieces": in_pieces,
         **{f"{count} pieces of a row by all": diagonal(count) for count in (2, 4)},
     }
     compiled = {name: tf.function(form, autograph=False) for name, form in found.items()}
