@@ -25,6 +25,7 @@ TEST = [
     "nbclient>=0.10",
     "build>=1.2",
     "openvino>=2026.0",
+    "pyperf>=2.7",
     "pytest>=8",
     "pytest-xdist>=3.5",
     "pyyaml>=6",
@@ -60,7 +61,7 @@ setup(
         "tensorflow>=2.21",
         "tensorflow-datasets>=4.9.10",
     ],
-    extras_require={"benchmark": ["torch>=2.6"], "compress": COMPRESS, "serving": SERVING, "test": TEST},
+    extras_require={"benchmark": ["pyperf>=2.7", "torch>=2.6"], "compress": COMPRESS, "serving": SERVING, "test": TEST},
     classifiers=[
         "Programming Language :: Python :: 3.11",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

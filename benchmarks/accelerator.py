@@ -19,8 +19,9 @@ from typing import Any
 
 from absl import flags
 
+from benchmarks import times
 from benchmarks.traffic import by_theory, wide_bytes
-from gated_resnext import errors, files
+from gated_resnext import errors
 from gated_resnext.architecture import Architecture
 from gated_resnext.recipes import RECIPES
 
@@ -30,7 +31,6 @@ STEPS = flags.DEFINE_integer("steps", 100, "Steps a turn, in one call.", lower_b
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns.", lower_bound=1)
 PRECISION = flags.DEFINE_string("precision", "mixed_bfloat16", "Of the arithmetic.")
 MEBI = flags.DEFINE_integer("mebi", 256, "Of the tensors that the machine's limits are measured with.", lower_bound=1)
-JSON = flags.DEFINE_string("json", None, "File for all times.")
 KINDS: dict[str, dict[str, Any]] = {
     "learned K=4": {"fan_in": 4},
     "learned K=1": {"fan_in": 1},
@@ -40,6 +40,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def main(argv: list[str]) -> None:
     del argv
+    times.check()
     import jax
 
     limit = _limits()
@@ -65,12 +66,13 @@ def main(argv: list[str]) -> None:
             cells += [f"{100 * operations / limit['product']:.1f} %"]
             cells += ["" if arch.aggregation == "shared" else f"{100 * by_theory() * wide / limit['copy']:.0f} %"]
             print("| " + " | ".join(cells) + " |", flush=True)
-            rows.append({"network": network, "kind": kind, "seconds": seconds})
+            rows.append(times.Times(f"{cells[0]}, train", seconds, {"loops": STEPS.value}))
     ways = _two_ways()
     first, second = (statistics.median(ways[name]) for name in ("y written", "y never written"))
     print(f"\nOne module, forward and backward: {1e3 * first:.2f} ms with y, {1e3 * second:.2f} ms without")
-    if JSON.value:
-        files.write_json(JSON.value, {"limits": limit, "networks": rows, "ways": ways})
+    about = {"device": jax.devices()[0].device_kind, "precision": PRECISION.value, "batch": BATCH.value}
+    about |= {"copy_bytes_per_s": limit["copy"], "product_flop_per_s": limit["product"]}
+    times.save([*rows, *(times.Times(f"one module, {name}", seconds) for name, seconds in ways.items())], about)
 
 
 def _training(arch: Architecture) -> list[float]:
@@ -140,13 +142,13 @@ def _two_ways(blocks: int = 8, size: int = 32, filters: int = 64, width: int = 4
         return jax.jit(jax.grad(lambda *given: jnp.sum(jnp.square(way(*given))).astype(jnp.float32), (0, 1, 2, 3)))
 
     calls = {"y written": gradients(written), "y never written": gradients(never)}
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call(*inputs))
     for _ in range(ROUNDS.value):
         for name, call in calls.items():
-            times[name].append(_seconds(lambda call=call: jax.block_until_ready(call(*inputs))))  # type: ignore[misc]
-    return times
+            seconds[name].append(_seconds(lambda call=call: jax.block_until_ready(call(*inputs))))  # type: ignore[misc]
+    return seconds
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -15,7 +15,6 @@ block its own channels on. All compute the same; in one run, in turns, medians.
 from __future__ import annotations
 
 import itertools
-import json
 import pathlib
 import statistics
 import tempfile
@@ -24,6 +23,7 @@ from typing import Any
 
 from absl import flags
 
+from benchmarks import times
 from export.bundles import BUNDLE_CHANNELS, bundles
 from gated_resnext import errors
 
@@ -36,21 +36,22 @@ STAGES = flags.DEFINE_list(
 BATCHES = flags.DEFINE_list("batches", ["1", "64"], "Images a call.")
 READ = flags.DEFINE_list("read", ["each", "together"], "What follows reads the blocks one by one, or side by side.")
 ROUNDS = flags.DEFINE_integer("rounds", 9, "Turns of each.", lower_bound=1)
-JSON = flags.DEFINE_string("json", None, "File for all times, in milliseconds.")
 
 
 def main(argv: list[str]) -> None:
     del argv
-    from export import latency
-
+    times.check()
     rows = []
     print(f"time of split by time of the other, above 1 where the other is faster; then ms of {', '.join(KINDS)}")
     for stage, width, blocks, read in itertools.product(STAGES.value, WIDTHS.value, BLOCKS.value, READ.value):
         for row in _measured(int(stage), int(width), int(blocks), read):
             rows.append(row)
             print(_line(row), flush=True)
-    if JSON.value:
-        pathlib.Path(JSON.value).write_text(json.dumps({"machine": latency.machine(), "rows": rows}, indent=1) + "\n")
+    times.save(
+        times.Times(" ".join([*_what(row).split(), kind]), [ms / 1000 for ms in row["ms"][kind]])
+        for row in rows
+        for kind in KINDS
+    )
 
 
 def _measured(stage: int, width: int, blocks: int, read: str) -> list[dict[str, Any]]:
@@ -65,19 +66,22 @@ def _measured(stage: int, width: int, blocks: int, read: str) -> list[dict[str, 
         rows = []
         for runtime, batch in itertools.product(("tensorflow", "tflite"), map(int, BATCHES.value)):
             calls = {kind: runs[kind][runtime](batch) for kind in KINDS}
-            times = latency.interleaved(calls, rounds=ROUNDS.value)
             row = {"runtime": runtime, "size": size, "width": width, "blocks": blocks, "read": read, "batch": batch}
-            rows.append({**row, "ms": times})
+            rows.append({**row, "ms": latency.interleaved(calls, rounds=ROUNDS.value)})
     return rows
 
 
 def _line(row: dict[str, Any]) -> str:
     from export import latency
 
-    what = f"{row['runtime']:10} {row['size']:2}x{row['size']:<2} w={row['width']:<3} n={row['blocks']}"
     ratios = "  ".join(f"{kind} x{latency.ratio(row['ms'], 'split', kind):5.2f}" for kind in KINDS[1:])
     medians = "  ".join(f"{statistics.median(row['ms'][kind]):8.3f}" for kind in KINDS)
-    return f"{what} {row['read']:8} batch {row['batch']:<2}  {ratios}   {medians}"
+    return f"{_what(row)}  {ratios}   {medians}"
+
+
+def _what(row: dict[str, Any]) -> str:
+    what = f"{row['runtime']:10} {row['size']:2}x{row['size']:<2} w={row['width']:<3} n={row['blocks']}"
+    return f"{what} {row['read']:8} batch {row['batch']:<2}"
 
 
 def _bottleneck(kind: str, size: int, wide: int, width: int, blocks: int, read: str) -> Any:

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import pathlib
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
 
-from gated_resnext import errors, files
+from benchmarks import times
+from gated_resnext import errors
 
 ENTRIES = flags.DEFINE_list(
     "entries", ["cifar10_20_4_8_k1", "cifar100_29_8_8_k1", "cifar100_29_64_8_k1"], "Networks of the zoo."
@@ -23,7 +25,6 @@ ENTRIES = flags.DEFINE_list(
 BATCHES = flags.DEFINE_list("batches", ["1", "64"], "Images a call.")
 ROUNDS = flags.DEFINE_integer("rounds", 15, "Turns of each.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of a random wiring.")
-JSON = flags.DEFINE_string("json", None, "File for all times, in milliseconds.")
 MARKDOWN = flags.DEFINE_string("markdown", None, "File for the table; it is printed in any case.")
 
 # What is divided by what: how many times as long the first takes.
@@ -40,12 +41,12 @@ def main(argv: list[str]) -> None:
     del argv
     from export import latency
 
+    times.check()
     networks = [_measured(name) for name in ENTRIES.value]
     result = {"machine": latency.machine(), "rounds": ROUNDS.value, "networks": networks}
     table = _markdown(result)
     print(table)
-    if JSON.value:
-        files.write_json(pathlib.Path(JSON.value).expanduser(), result)
+    times.save(found for network in networks for found in _kept(network))
     if MARKDOWN.value:
         pathlib.Path(MARKDOWN.value).expanduser().write_text(table + "\n", encoding="utf-8")
 
@@ -67,7 +68,7 @@ def _measured(name: str) -> dict[str, Any]:
         "compact": list(graph_counts(small)),
         "resnext": list(graph_counts(resnext)),
     }
-    times, sizes = {}, {}
+    taken, sizes = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         paths = _written(pathlib.Path(folder), {"unpruned": model, "compact": small, "resnext": resnext})
         opened = {form: interchange.opened(paths[form]) for form in FORMS}
@@ -75,10 +76,10 @@ def _measured(name: str) -> dict[str, Any]:
         for batch in map(int, BATCHES.value):
             pixels = np.random.default_rng(0).integers(0, 256, (batch, *arch.input_shape), np.uint8)
             calls = {form: _call(network.run, pixels) for form, network in opened.items()}
-            times[batch] = latency.interleaved(calls, rounds=ROUNDS.value)
+            taken[batch] = latency.interleaved(calls, rounds=ROUNDS.value)
             print(f"{name}, batch {batch}: measured", flush=True)
     blocks = list(model.wiring().active_blocks)
-    return {"name": name, "wiring": wiring, "blocks": blocks, "counts": counts, "bytes": sizes, "ms": times}
+    return {"name": name, "wiring": wiring, "blocks": blocks, "counts": counts, "bytes": sizes, "ms": taken}
 
 
 def network(name: str) -> tuple[Any, str]:
@@ -90,6 +91,16 @@ def network(name: str) -> tuple[Any, str]:
     arch = zoo.architecture(name)
     wiring = Connectivity.random(arch.modules, arch.cardinality, arch.fan_in, seed=SEED.value)
     return GatedResNeXt(arch, wiring, seed=0), f"random, seed {SEED.value}"
+
+
+def _kept(network: dict[str, Any]) -> Iterator[times.Times]:
+    """Each form's calls, with its wiring and size."""
+    for batch, taken in network["ms"].items():
+        for form, milliseconds in taken.items():
+            parameters, products = network["counts"][form.removesuffix("_tflite")]
+            about = {"wiring": network["wiring"], "blocks": " ".join(map(str, network["blocks"]))}
+            about |= {"parameters": parameters, "multiply_adds": products, "bytes": network["bytes"][form]}
+            yield times.Times(f"{network['name']} {form}, batch {batch}", [ms / 1000 for ms in milliseconds], about)
 
 
 def _written(folder: pathlib.Path, models: dict[str, Any]) -> dict[str, pathlib.Path]:
@@ -121,10 +132,10 @@ def _markdown(result: dict[str, Any]) -> str:
     head = ["network", "batch", *(f"{slow} / {fast}" for slow, fast in RATIOS), *(f"{form}, ms" for form in FORMS)]
     lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for network in result["networks"]:
-        for batch, times in network["ms"].items():
+        for batch, taken in network["ms"].items():
             cells = [f"`{network['name']}` ({network['wiring']} wiring)", str(batch)]
-            cells += [f"{latency.ratio(times, slow, fast):.2f}" for slow, fast in RATIOS]
-            cells += [f"{latency.median(times[form]):.3g}" for form in FORMS]
+            cells += [f"{latency.ratio(taken, slow, fast):.2f}" for slow, fast in RATIOS]
+            cells += [f"{latency.median(taken[form]):.3g}" for form in FORMS]
             lines.append("| " + " | ".join(cells) + " |")
     head = ["network", "blocks", "form", "parameters", "multiply-adds", "bytes"]
     lines += ["", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]

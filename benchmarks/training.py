@@ -1,6 +1,6 @@
 """Training steps and inference beside the same networks in PyTorch, and beside what the machine can do.
 
-    python -m benchmarks.training --json=benchmarks/results/training.json --markdown=docs/performance.md
+    python -m benchmarks.training --json=training.json --markdown=docs/performance.md
 
 Every side runs in a process of its own (`benchmarks.steps`), in turns, A B A B ..., so that what else the machine does
 meets all alike; ratios are medians over the turns. --markdown replaces the part of a file between this benchmark's two
@@ -9,20 +9,19 @@ comments, or prints to "-". The peer needs torch (extra "benchmark"); --peers= l
 
 from __future__ import annotations
 
-import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
 
-from benchmarks import report
+from benchmarks import report, times
 from benchmarks.sides import Side
 from benchmarks.steps import architecture
 from benchmarks.traffic import by_theory, wide_bytes
-from gated_resnext import errors, files
+from gated_resnext import errors
 
 NETWORKS = flags.DEFINE_list(
     "networks", ["8-4", "20-4", "29-8", "29-64"], "Depth-width of the networks, 8 blocks a module; 8 is two modules."
@@ -32,7 +31,6 @@ PEERS = flags.DEFINE_list("peers", ["first", "last"], "Memory layouts of the pee
 COMPILED = flags.DEFINE_bool("compiled", False, "The peer through torch.compile as well.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 3, "Steps in a turn.", lower_bound=1)
-JSON = flags.DEFINE_string("json", None, "File for all times.")
 MARKDOWN = flags.DEFINE_string("markdown", "-", "File whose part between the benchmark's comments is replaced.")
 
 OURS: dict[str, dict[str, Any]] = {
@@ -77,21 +75,22 @@ def measured(network: str, batch: int, peers: bool = False) -> dict[str, Any]:
     for name, spec in specs.items():
         sides[name] = Side(spec)
         print(f"{network}: {name} is ready after {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    times: dict[str, dict[str, list[float]]] = {what: {name: [] for name in sides} for what in ("train", "infer")}
+    taken: dict[str, dict[str, list[float]]] = {what: {name: [] for name in sides} for what in ("train", "infer")}
     for _ in range(ROUNDS.value):
-        for what, of_sides in times.items():
+        for what, of_sides in taken.items():
             for name, side in sides.items():
                 of_sides[name].append(side.take(what, STEPS.value))
     peaks = {name: side.peak for name, side in sides.items()}
     for side in sides.values():
         side.close()
-    return {"network": network, "batch": batch, "seconds": times, "peak": peaks, "specs": specs}
+    return {"network": network, "batch": batch, "seconds": taken, "peak": peaks, "specs": specs}
 
 
 def main(argv: list[str]) -> None:
     del argv
     if len(BATCHES.value) != len(NETWORKS.value):
         raise errors.UserError("--batches must have one number for each of --networks")
+    times.check()
     limits = report.limits()
     rows = []
     for name, batch in zip(NETWORKS.value, BATCHES.value, strict=True):
@@ -104,11 +103,19 @@ def main(argv: list[str]) -> None:
         "steps": STEPS.value,
         "networks": rows,
     }
-    if JSON.value:
-        path = pathlib.Path(JSON.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.write_json(path, result)
+    about = {"copy_bytes_per_s": limits["copy"], "product_flop_per_s": limits["product"], "loops": STEPS.value}
+    times.save((found for row in rows for found in _kept(row)), about)
     report.publish(MARKDOWN.value, "training", markdown(result))
+
+
+def _kept(row: dict[str, Any]) -> Iterator[times.Times]:
+    """Each side's training and inference, with what it was and the most memory it held."""
+    beside = ", beside PyTorch" if any(spec["side"] == "peer" for spec in row["specs"].values()) else ""
+    for what, of_sides in row["seconds"].items():
+        for name, seconds in of_sides.items():
+            about = {**row["specs"][name], "mem_max_rss": row["peak"][name]}
+            title = f"{{{row['network'].replace('-', ',')},8}} {name}, batch {row['batch']}, {what}{beside}"
+            yield times.Times(title, seconds, about)
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -130,8 +137,8 @@ def _network_table(row: dict[str, Any], limits: dict[str, float]) -> list[str]:
     head = [f"{{{row['network'].replace('-', ',')},8}}, batch {row['batch']}"]
     head += ["training, images/s", "of the matrix rate", "of the bandwidth", "inference, images/s", "peak memory, GiB"]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for name, times in row["seconds"]["train"].items():
-        step, call = statistics.median(times), statistics.median(row["seconds"]["infer"][name])
+    for name, taken in row["seconds"]["train"].items():
+        step, call = statistics.median(taken), statistics.median(row["seconds"]["infer"][name])
         spec = row["specs"][name]
         blocks = _blocks(spec)
         operations = 6 * architecture(spec).multiply_adds(blocks) * row["batch"] / step
@@ -177,9 +184,9 @@ def _ratios(row: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _fastest(times: dict[str, list[float]], beginning: str) -> str | None:
-    found = [name for name in times if name.startswith(beginning)]
-    return min(found, key=lambda name: statistics.median(times[name])) if found else None
+def _fastest(taken: dict[str, list[float]], beginning: str) -> str | None:
+    found = [name for name in taken if name.startswith(beginning)]
+    return min(found, key=lambda name: statistics.median(taken[name])) if found else None
 
 
 if __name__ == "__main__":

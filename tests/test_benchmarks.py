@@ -1,7 +1,6 @@
 """The benchmarks run; what they measure is not a test's business."""
 
 import importlib.util
-import json
 
 import pytest
 
@@ -10,13 +9,51 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def kept(path):
+    """The benchmarks of a file, by name."""
+    pyperf = pytest.importorskip("pyperf", reason="pyperf is not installed")
+    return {found.get_name(): found for found in pyperf.BenchmarkSuite.load(str(path)).get_benchmarks()}
+
+
+def test_training(run_python, tmp_path):
+    flags = ("--networks=8-4", "--batches=1", "--rounds=2", "--steps=1", "--peers=")
+    done = run_python("-m", "benchmarks.training", *flags, f"--json={tmp_path / 'found.json'}")
+    assert done.returncode == 0, done.stderr
+    found = kept(tmp_path / "found.json")
+    step = found["{8,4,8} learned K=4, batch 1, train"]
+    assert len(step.get_values()) == 2 and step.get_metadata()["mem_max_rss"] > 2**28 and len(found) == 14
+    assert step.get_metadata()["kind"] == "learned" and step.get_metadata()["copy_bytes_per_s"] > 1e8
+    assert f"| learned K=4 | {1 / step.median():.1f} |" in done.stdout
+
+
+def test_accelerator(run_python, tmp_path):
+    pytest.importorskip("jax", reason="JAX is not installed")
+    flags = ("--networks=11-4", "--batch=2", "--rounds=1", "--steps=1", "--mebi=1", "--precision=float32")
+    command = ("-m", "benchmarks.accelerator", *flags, f"--json={tmp_path / 'found.json'}")
+    done = run_python(*command, env={"KERAS_BACKEND": "jax"})
+    assert done.returncode == 0, done.stderr
+    names = [f"{{11,4,8}}, {kind}, train" for kind in ("learned K=4", "learned K=1", "full")]
+    found = kept(tmp_path / "found.json")
+    assert list(found) == [*names, "one module, y written", "one module, y never written"]
+    assert found[names[0]].get_metadata()["precision"] == "float32"
+
+
+def test_a_file_needs_pyperf(run_python, tmp_path):
+    hidden = "import importlib.metadata as m; v = m.version\ndef version(name):\n    if name == 'pyperf': raise "
+    hidden += "m.PackageNotFoundError(name)\n    return v(name)\nm.version = version\n"
+    hidden += "from gated_resnext import errors; from benchmarks import conv3x3; errors.run(conv3x3.main)"
+    done = run_python("-c", hidden, f"--json={tmp_path / 'found.json'}")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: --json is written by pyperf: pip install -e '.[benchmark]'\n"
+
+
 def test_conv3x3(run_python, tmp_path):
     flags = ("--stages=3", "--widths=4", "--blocks=2", "--read=each", "--batches=1", "--rounds=1")
     done = run_python("-m", "benchmarks.conv3x3", *flags, f"--json={tmp_path / 'found.json'}")
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert [row["runtime"] for row in found["rows"]] == ["tensorflow", "tflite"]
-    assert list(found["rows"][0]["ms"]) == ["split", "grouped", "merged", "bundled"] and found["machine"]["cores"]
+    found = kept(tmp_path / "found.json")
+    assert [name.split()[0] for name in found] == 4 * ["tensorflow"] + 4 * ["tflite"]
+    assert [name.split()[-1] for name in found] == 2 * ["split", "grouped", "merged", "bundled"]
     assert len(done.stdout.splitlines()) == 3
 
 
@@ -51,9 +88,11 @@ def test_export_latency(run_python, tmp_path):
     flags = ("--entries=digits_11_4_4_k2", "--batches=1", "--rounds=1", f"--markdown={tmp_path / 'table.md'}")
     done = run_python("-m", "benchmarks.export_latency", *flags, f"--json={tmp_path / 'found.json'}")
     assert done.returncode == 0, done.stderr
-    (network,) = json.loads((tmp_path / "found.json").read_text())["networks"]
-    assert network["wiring"] == "random, seed 0" and network["counts"]["unpruned"][0] == 93_754
-    assert set(network["ms"]["1"]) == {"unpruned", "compact", "compact_tflite", "resnext", "resnext_tflite"}
+    found = kept(tmp_path / "found.json")
+    forms = ("unpruned", "compact", "compact_tflite", "resnext", "resnext_tflite")
+    assert list(found) == [f"digits_11_4_4_k2 {form}, batch 1" for form in forms]
+    about = found["digits_11_4_4_k2 unpruned, batch 1"].get_metadata()
+    assert about["wiring"] == "random, seed 0" and about["parameters"] == 93_754 and about["keras_version"]
     assert (tmp_path / "table.md").read_text().count("`digits_11_4_4_k2`") == 6
 
 
