@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import operator
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from gated_resnext import files
 from gated_resnext.architecture import Architecture
+from gated_resnext.errors import UserError
 
 Sources = tuple[tuple[tuple[int, ...], ...], ...]
 
@@ -107,7 +110,7 @@ class Connectivity:
 
     @classmethod
     def initial(cls, architecture: Architecture, wiring: str, *, seed: int) -> Connectivity | None:
-        """The wiring a training starts from: None for "learned" and "full", whose graphs need none."""
+        """The wiring that a kind of network starts from: None for "learned" and "full", whose graphs need none."""
         if wiring == "random":
             return cls.random(architecture.modules, architecture.cardinality, architecture.fan_in, seed=seed)
         return None
@@ -166,6 +169,21 @@ class Connectivity:
         if not isinstance(fields, dict) or set(fields) != {"first", "sources"}:
             raise ValueError(f"a wiring has the fields 'first' and 'sources'. Received: {fields!r}")
         return cls(fields["first"], fields["sources"])
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Connectivity:
+        """The wiring of a file of `to_json`, or of one that holds it as `connectivity`: a result.json, a zoo's card.
+
+        Raises:
+            UserError: if there is none in it.
+        """
+        fields = files.read_json(os.path.expanduser(path))
+        if isinstance(fields, dict) and "connectivity" in fields:
+            fields = fields["connectivity"]
+        try:
+            return cls.from_dict(fields)
+        except ValueError as error:
+            raise UserError(f"{path} holds no wiring: {error}") from None
 
     def to_json(self) -> str:
         """The wiring as JSON text."""

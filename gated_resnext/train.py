@@ -2,6 +2,7 @@
 
     python -m gated_resnext.train
     python -m gated_resnext.train --entry=cifar10_20_4_8_k1 --data_dir=~/tensorflow_datasets --workdir=runs/cifar10_k1
+    python -m gated_resnext.train --entry=cifar10_20_4_8_k4 --wiring=runs/other/result.json --workdir=runs/given
     python -m gated_resnext.train --image_folder=photos --epochs_scale=0.1
     python -m gated_resnext.train --dataset=tf_flowers --architecture='{"depth": 29, "width": 8, "fan_in": 2}'
 
@@ -17,6 +18,7 @@ from typing import Any
 from absl import flags
 
 from gated_resnext import device_flags, errors, files, recipes, workdir, zoo
+from gated_resnext.connectivity import Connectivity
 from gated_resnext.datasets.table import FOLDER
 
 ENTRY = flags.DEFINE_string(
@@ -35,6 +37,12 @@ ARCHITECTURE = flags.DEFINE_string(
 RECIPE = flags.DEFINE_string(
     "recipe", None, f"Schedule: {', '.join(recipes.RECIPES)} or a .json file. Default: that of the data set."
 )
+WIRING = flags.DEFINE_string(
+    "wiring",
+    None,
+    "A wiring that stays from the first step on, in place of the entry's: a .json file of Connectivity.to_json, or one "
+    "that holds it as `connectivity`, as a training's result.json and a card of the zoo do.",
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/<network>.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, draws, shuffling and augmentation.", 0, 2**63 - 1)
@@ -46,15 +54,15 @@ flags.adopt_module_key_flags(device_flags)
 
 def main(argv: list[str]) -> None:
     del argv
-    for flag in (ENTRY, DATASET, IMAGE_FOLDER, ARCHITECTURE, RECIPE, WORKDIR):
+    for flag in (ENTRY, DATASET, IMAGE_FOLDER, ARCHITECTURE, RECIPE, WIRING, WORKDIR):
         if flag.value is not None and not flag.value.strip():
             raise errors.UserError(f"--{flag.name} is empty: give it a value or leave it out")
-    run = None if DATASET.value or IMAGE_FOLDER.value else _run_of_the_zoo()
+    run = None if DATASET.value or IMAGE_FOLDER.value else _wired(_run_of_the_zoo())
 
     from gated_resnext import trainer
 
     options = device_flags.options()
-    run = run or _run_of_own_data()
+    run = run or _wired(_run_of_own_data())
     if not CHECKPOINT_SECONDS.value >= 0:
         raise errors.UserError(f"checkpoint_seconds must be 0 or more. Received: {CHECKPOINT_SECONDS.value}")
     folder = pathlib.Path(WORKDIR.value or f"runs/{run.entry}").expanduser()
@@ -113,6 +121,11 @@ def _run_of_own_data() -> workdir.Run:
         seed=SEED.value,
         data_dir=DATA_DIR.value,
     )
+
+
+def _wired(run: workdir.Run) -> workdir.Run:
+    """The run with the wiring of --wiring, where there is one."""
+    return run if WIRING.value is None else run.with_wiring(Connectivity.read(WIRING.value))
 
 
 def _fields(text: str | None) -> dict[str, Any]:

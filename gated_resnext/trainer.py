@@ -149,7 +149,7 @@ class _Training:
         self.schedule: tuple[Steps, ...] = run.recipe.steps(images.steps_per_epoch)
         self.history = GateHistory(folder, self._learning_steps)
         self.place = Place(images=images.source.digest())
-        self.wiring = Connectivity.initial(run.architecture, run.wiring, seed=run.seed)
+        self.wiring = run.initial_wiring()
         self.unused: pruning.Weights = {}
         self.fixed: Any = None
         self.saved = (-1, -1)
@@ -453,7 +453,7 @@ class _Training:
             )
         phase = self.place.phase
         self.place, self.unused = Place(images=self.images.source.digest()), {}
-        self.wiring = Connectivity.initial(self.run.architecture, self.run.wiring, seed=self.run.seed)
+        self.wiring = self.run.initial_wiring()
         state = self._restore(error.step)
         if self.wiring is None:
             self.fixed = None

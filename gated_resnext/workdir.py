@@ -17,10 +17,11 @@ from typing import Any
 
 from gated_resnext import files, zoo
 from gated_resnext.architecture import Architecture
+from gated_resnext.connectivity import Connectivity
 from gated_resnext.errors import UserError
 from gated_resnext.recipes import Recipe
 
-WIRINGS = ("learned", "random", "full")
+WIRINGS = ("learned", "random", "full", "given")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +31,12 @@ class Run:
     Args:
         entry: name in the zoo.
         architecture: the network.
-        wiring: "learned", "random" or "full".
+        wiring: "learned", "random", "full" or "given".
         dataset: name in `gated_resnext.datasets.table`.
         recipe: the schedule, already scaled.
         seed: of weights, draws, shuffling and augmentation.
         limit: of the training images, only the first so many; None for all.
+        connectivity: the wiring that is given, which stays from the first step to the last; None of the other kinds.
     """
 
     entry: str
@@ -44,6 +46,7 @@ class Run:
     recipe: Recipe
     seed: int
     limit: int | None = None
+    connectivity: Connectivity | None = None
 
     @classmethod
     def of(cls, entry: str, recipe: Recipe, *, seed: int) -> Run:
@@ -51,8 +54,37 @@ class Run:
         row = zoo.entry(entry)
         return cls(entry, zoo.architecture(entry), row.wiring, row.dataset, recipe, seed)
 
+    def with_wiring(self, connectivity: Connectivity) -> Run:
+        """The same run of a wiring that is given: nothing is drawn and nothing learned of it.
+
+        Raises:
+            UserError: if the network does not take it.
+        """
+        shape = self.architecture
+        if not shape.learnable or shape.gates == "real":
+            raise UserError(f"{self.entry} takes no wiring: it has no binary gates")
+        expected = (shape.cardinality,) * shape.modules
+        if connectivity.blocks != expected:
+            raise UserError(
+                f"{self.entry} has {shape.modules} modules of {shape.cardinality} blocks. Received: a wiring of "
+                f"{' '.join(map(str, connectivity.blocks))} blocks"
+            )
+        fan_ins = sorted({len(block) for module in connectivity.sources for block in module} - {shape.fan_in})
+        if fan_ins:
+            raise UserError(
+                f"every block of {self.entry} reads K = {shape.fan_in} blocks. Received: a wiring with blocks that "
+                f"read {' or '.join(map(str, fan_ins))}"
+            )
+        return dataclasses.replace(self, wiring="given", connectivity=connectivity)
+
+    def initial_wiring(self) -> Connectivity | None:
+        """The wiring that training starts from: None for "learned" and "full", whose graphs need none."""
+        if self.wiring == "given":
+            return self.connectivity
+        return Connectivity.initial(self.architecture, self.wiring, seed=self.seed)
+
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values; a limit only where there is one."""
+        """The fields as plain JSON values; a limit and a given wiring only where there is one."""
         return {
             "entry": self.entry,
             "architecture": self.architecture.to_dict(),
@@ -61,6 +93,7 @@ class Run:
             "recipe": self.recipe.to_dict(),
             "seed": self.seed,
             **({} if self.limit is None else {"limit": self.limit}),
+            **({} if self.connectivity is None else {"connectivity": self.connectivity.to_dict()}),
         }
 
     @classmethod
@@ -83,8 +116,10 @@ class Run:
                 raise ValueError("entry, dataset, wiring or seed is not what it should be")
             if limit is not None and not (type(limit) is int and limit >= 1):
                 raise ValueError(f"limit must be a whole number of at least 1. Received: limit={limit!r}")
-            return run
-        except (KeyError, TypeError, ValueError) as error:
+            if (run.wiring == "given") != ("connectivity" in fields):
+                raise ValueError(f"wiring is {run.wiring!r}, and connectivity goes with 'given' alone")
+            return run.with_wiring(Connectivity.from_dict(fields["connectivity"])) if run.wiring == "given" else run
+        except (KeyError, TypeError, ValueError, UserError) as error:
             raise UserError(f"{path} does not describe a run: {error}") from None
 
 
@@ -112,6 +147,8 @@ def check(run: Run, workdir: pathlib.Path, *, choose: str = "--workdir") -> None
             ]
             if "entry" in differing:  # the rest follows from it
                 differing = [name for name in differing if name not in ("architecture", "wiring", "dataset")]
+            if "wiring" in differing and "connectivity" in differing:
+                differing.remove("connectivity")
             values = ", ".join(
                 f"{name} is {_brief(getattr(found, name))} there and {_brief(getattr(run, name))} here"
                 for name in differing
@@ -165,4 +202,6 @@ def _lock(file: Any, workdir: pathlib.Path) -> None:
 
 
 def _brief(value: Any) -> str:
+    if isinstance(value, Connectivity):
+        return f"one of {' '.join(map(str, value.active_blocks))} active blocks"
     return f"{value.name} of {value.epochs:g} epochs" if isinstance(value, Recipe) else str(value)

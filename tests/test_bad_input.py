@@ -367,6 +367,8 @@ def test_cards_that_are_no_json_object_are_refused(zoo_folder):
 # The description of a run
 
 GOOD_RUN = Run.of(K1, recipes.RECIPES["digits"], seed=0).to_dict()
+WIRING, OTHER = (Connectivity.random(3, 4, fan_in, seed=0) for fan_in in (1, 2))
+GIVEN_RUN = Run.of(K1, recipes.RECIPES["digits"], seed=0).with_wiring(WIRING).to_dict()
 BAD_RUNS = dict(
     [
         *variants(
@@ -379,16 +381,20 @@ BAD_RUNS = dict(
                 "recipe": [None, 5, "digits", [], {}, {**GOOD_RUN["recipe"], "batch_size": "8"}],
                 "seed": [None, "x", [], {}, NAN, INF, -INF, 1.5, -1],
                 "limit": [0, -1, 1.5, "5", True, [], {}, NAN, INF],
+                "connectivity": [None, {}, WIRING.to_dict()],  # of a learned wiring
             },
         ),
+        *variants(GIVEN_RUN, {"wiring": ["learned", "random", "full"], "connectivity": [*NO_FIELDS, OTHER.to_dict()]}),
         *without_each(GOOD_RUN),
+        *without_each(GIVEN_RUN),
     ]
 )
 
 
 def test_the_good_run_is_one(tmp_path):
-    files.write_json(tmp_path / "run.json", GOOD_RUN)
-    assert Run.read(tmp_path).to_dict() == GOOD_RUN
+    for good in (GOOD_RUN, GIVEN_RUN):
+        files.write_json(tmp_path / "run.json", good)
+        assert Run.read(tmp_path).to_dict() == good
 
 
 def test_runs_of_nonsense_are_refused(tmp_path):
