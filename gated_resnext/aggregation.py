@@ -11,6 +11,7 @@ from keras import ops
 
 from gated_resnext import gates
 from gated_resnext.architecture import AGGREGATIONS, GATES
+from gated_resnext.errors import check_choice
 
 Tensor = Any
 
@@ -18,12 +19,6 @@ Tensor = Any
 def a_seed(seed: int | None) -> int:
     """The seed, or a random one."""
     return int(np.random.default_rng().integers(2**31)) if seed is None else int(seed)
-
-
-def check_choice(field: str, value: str, choices: Sequence[str]) -> None:
-    """Raises ValueError where a field is none of its choices."""
-    if value not in choices:
-        raise ValueError(f"{field} must be one of {tuple(choices)}. Received: {field}={value!r}")
 
 
 class LearnsGates(keras.layers.Layer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -19,6 +19,12 @@ class DivergedError(UserError):
     def __init__(self, message: str, step: int) -> None:
         super().__init__(message)
         self.step = step
+
+
+def check_choice(field: str, value: str, choices: Sequence[str]) -> None:
+    """Raises ValueError where a field is none of its choices."""
+    if value not in choices:
+        raise ValueError(f"{field} must be one of {tuple(choices)}. Received: {field}={value!r}")
 
 
 def run(main: Callable[[list[str]], Any]) -> None:

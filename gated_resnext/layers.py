@@ -14,7 +14,8 @@ import numpy as np
 from keras import ops
 
 from gated_resnext import gates
-from gated_resnext.aggregation import a_seed, check_choice
+from gated_resnext.aggregation import a_seed
+from gated_resnext.errors import check_choice
 from gated_resnext.norm import BranchNorm, moments_after
 
 Tensor = Any
@@ -76,6 +77,7 @@ class BranchPointwise(keras.layers.Layer):
         filters: output channels.
         merge: "none" keeps the branches apart; "sum" adds their outputs in one product.
         synchronized: whether the statistics are those of all replicas.
+        rate_factor: of the batch norm's gamma and beta.
         seed: of the initial kernel.
 
     Call arguments:
@@ -97,6 +99,7 @@ class BranchPointwise(keras.layers.Layer):
         filters: int,
         merge: str = "none",
         synchronized: bool = False,
+        rate_factor: float = 1.0,
         *,
         seed: int,
         **kwargs: Any,
@@ -106,7 +109,7 @@ class BranchPointwise(keras.layers.Layer):
         self.synchronized = synchronized
         # A sum of C unit variances would grow C times a module: it starts as their mean (docs/deviations.md, row 14).
         gamma = 1.0 / branches if merge == "sum" else 1.0
-        self.norm = BranchNorm(gamma, name="norm", dtype=self.dtype_policy)
+        self.norm = BranchNorm(gamma, rate_factor, name="norm", dtype=self.dtype_policy)
 
     def build(self, shape: Any) -> None:
         self.in_channels = int(shape[-1])
@@ -248,6 +251,8 @@ class MultiBranchModule(keras.layers.Layer):
         merge: "none" keeps the blocks apart; "sum" returns y = x + \sum_j F(x; theta_j) for one shared x (Eq. 1).
         counted: the blocks whose inputs make the statistics of the shared shortcut; None for all.
         synchronized: whether batch norm counts the images of all replicas of tf.distribute.
+        averaged: of how many blocks those that read these take the mean. The mean makes a block's residual n times
+            weaker, and its last gamma and beta learn n^2 times as fast, so that they move as those of a sum.
         seed: of the initial weights; None for a random one.
 
     Call arguments:
@@ -264,7 +269,7 @@ class MultiBranchModule(keras.layers.Layer):
     TensorShape([4, 1, 8, 8, 16])
 
     Reference:
-        Section 2.1 and Figure 1 of the paper; docs/deviations.md, rows 2, 3, 5, 6, 7 and 7b.
+        Section 2.1 and Figure 1 of the paper; docs/deviations.md, rows 2, 3, 5, 6, 7, 7b and 14.
     """
 
     def __init__(
@@ -276,6 +281,7 @@ class MultiBranchModule(keras.layers.Layer):
         merge: str = "none",
         counted: Sequence[int] | None = None,
         synchronized: bool = False,
+        averaged: int = 1,
         *,
         seed: int | None = None,
         **kwargs: Any,
@@ -286,12 +292,14 @@ class MultiBranchModule(keras.layers.Layer):
             raise ValueError(f"stride must be 1 or 2. Received: stride={stride}")
         self.blocks, self.width, self.filters, self.stride, self.merge = blocks, width, filters, stride, merge
         self.counted = None if counted is None else tuple(map(int, counted))
-        self.synchronized = synchronized
+        self.synchronized, self.averaged = synchronized, averaged
         self.seed = a_seed(seed)
         seeds, options = _seeds(self.seed, 4), {"synchronized": synchronized, "dtype": self.dtype_policy}
         self.reduce = BranchPointwise(blocks, width, seed=seeds[0], name="reduce", **options)
         self.conv = BranchConv3x3(blocks, width, stride, seed=seeds[1], name="conv", **options)
-        self.expand = BranchPointwise(blocks, filters, merge, seed=seeds[2], name="expand", **options)
+        self.expand = BranchPointwise(
+            blocks, filters, merge, rate_factor=averaged**2, seed=seeds[2], name="expand", **options
+        )
         self.project = BranchPointwise(1, filters, seed=seeds[3], name="project", **options)
 
     def build(self, shape: Any) -> None:
@@ -339,7 +347,7 @@ class MultiBranchModule(keras.layers.Layer):
         return keras.KerasTensor((*lead, batch, *size, self.filters), dtype=self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        fields = ("blocks", "width", "filters", "stride", "merge", "counted", "synchronized", "seed")
+        fields = ("blocks", "width", "filters", "stride", "merge", "counted", "synchronized", "averaged", "seed")
         return {**super().get_config(), **{field: getattr(self, field) for field in fields}}
 
 

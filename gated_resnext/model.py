@@ -121,6 +121,7 @@ class GatedResNeXt(keras.Model):
                 "sum" if shared else "none",
                 _counted(connectivity, module),
                 synchronized,
+                _averaged(architecture, module),
                 seed=seed_of_module,
                 name=plan.name,
             )(x)
@@ -266,6 +267,14 @@ def _counted(connectivity: Connectivity | None, module: int) -> tuple[int, ...] 
     if connectivity is None or len(connectivity.active[module]) == connectivity.blocks[module]:
         return None
     return connectivity.active[module]
+
+
+def _averaged(architecture: Architecture, module: int) -> int:
+    """Of how many blocks a reader of this module takes the mean, 1 where it takes the sum; the head reads all C."""
+    if architecture.aggregation in ("shared", "sum"):
+        return 1
+    last = module == architecture.modules - 1
+    return architecture.cardinality if last or architecture.gates == "real" else architecture.fan_in
 
 
 def _stem(x: Any, architecture: Architecture, synchronized: bool, *, seed: int) -> Any:

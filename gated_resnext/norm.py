@@ -25,11 +25,12 @@ class BranchNorm(keras.layers.Layer):
 
     Args:
         gamma: what the scale starts from.
+        rate_factor: of gamma's and beta's learning rate, for `GateConnectSGD`.
     """
 
-    def __init__(self, gamma: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, gamma: float = 1.0, rate_factor: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.initial_gamma = gamma
+        self.initial_gamma, self.rate_factor = gamma, rate_factor
 
     def build(self, shape: Sequence[int]) -> None:
         options: dict[str, Any] = {"shape": tuple(shape), "dtype": "float32", "autocast": False}
@@ -37,6 +38,7 @@ class BranchNorm(keras.layers.Layer):
             name="gamma", initializer=keras.initializers.Constant(self.initial_gamma), **options
         )
         self.beta = self.add_weight(name="beta", initializer="zeros", **options)
+        self.gamma.rate_factor = self.beta.rate_factor = self.rate_factor
         options |= {"trainable": False, "aggregation": "mean"}
         self.moving_mean = self.add_weight(name="moving_mean", initializer="zeros", **options)
         self.moving_variance = self.add_weight(name="moving_variance", initializer="ones", **options)

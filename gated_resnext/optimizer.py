@@ -17,6 +17,9 @@ class GateConnectSGD(keras.optimizers.SGD):
     `real_gates`: g <- g - gate_rate * gradient; the gate's own constraint then clips and normalises it.
     All others (gamma, beta, bias, branch_weights): as the kernels, without L2.
 
+    A variable may have a `rate_factor`, by which its rate is multiplied: what a mean over n inputs makes n times weaker
+    moves as that of a sum with n^2 (docs/deviations.md, row 14).
+
     Args:
         learning_rate: of the weights.
         gate_learning_rate: of the gates.
@@ -24,7 +27,7 @@ class GateConnectSGD(keras.optimizers.SGD):
         momentum: of the weights.
 
     Reference:
-        Algorithm 1, step 3, and Appendix E of the paper; docs/deviations.md, rows 11 and 16.
+        Algorithm 1, step 3, and Appendix E of the paper; docs/deviations.md, rows 11, 14 and 16.
     """
 
     def __init__(
@@ -43,16 +46,18 @@ class GateConnectSGD(keras.optimizers.SGD):
     def build(self, variables: list[keras.Variable]) -> None:
         # Under tf.distribute `update_step` sees variables without a path, but in the order given here.
         self._kinds = [variable.path.rsplit("/", 1)[-1] for variable in variables]
+        self._factors = [float(getattr(variable, "rate_factor", 1.0)) for variable in variables]
         super().build(variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        kind = self._kinds[self._get_variable_index(variable)]
+        index = self._get_variable_index(variable)
+        kind, factor = self._kinds[index], self._factors[index]
         if kind == "real_gates":
             self.assign_sub(variable, gradient * ops.cast(self.gate_learning_rate, gradient.dtype))
             return
         if kind.endswith("kernel") and self.l2:
             gradient = gradient + ops.cast(self.l2, gradient.dtype) * variable
-        super().update_step(gradient, variable, learning_rate)
+        super().update_step(gradient, variable, learning_rate * factor if factor != 1.0 else learning_rate)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "gate_learning_rate": self.gate_learning_rate, "l2": self.l2}

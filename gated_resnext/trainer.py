@@ -17,16 +17,16 @@ import keras
 import numpy as np
 
 import gated_resnext
-from gated_resnext import files, gates, pruning, workdir
+from gated_resnext import files, gates, workdir
 from gated_resnext.checkpoints import Checkpoints, Place
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.errors import DivergedError, UserError
 from gated_resnext.gate_history import GateHistory
 from gated_resnext.memory import keep_freed_memory
 from gated_resnext.metrics import Metrics
-from gated_resnext.model import GatedResNeXt
-from gated_resnext.optimizer import GateConnectSGD, restart
+from gated_resnext.phase_networks import PhaseNetworks, state_of
 from gated_resnext.progress import Progress
+from gated_resnext.pruning import Weights
 from gated_resnext.recipes import Phase, Steps
 from gated_resnext.scores import Scores
 from gated_resnext.termination import Termination
@@ -35,6 +35,7 @@ from gated_resnext.workdir import Run
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 ON_NAN = ("stop", "rollback")
 MOST_ROLLBACKS = 5
+UNUSED = "unused/"  # of a checkpoint's blocks that are not trained any more
 # Seconds of one call of the compiled loop: often enough to stop, to save and to tell, seldom enough to cost nothing.
 CALL_S = 0.5
 
@@ -138,7 +139,7 @@ class _Training:
         termination: Termination | None = None,
     ) -> None:
         self.run, self.folder, self.images, self.engine = run, folder, images, engine
-        self.options, self.on_nan = {"precision": "float32", **(options or {})}, on_nan
+        self.on_nan = on_nan
         self.termination = termination or Termination()
         self.chief = engine.chief
         if self.chief:
@@ -149,9 +150,7 @@ class _Training:
         self.schedule: tuple[Steps, ...] = run.recipe.steps(images.steps_per_epoch)
         self.history = GateHistory(folder, self._learning_steps)
         self.place = Place(images=images.source.digest())
-        self.wiring = run.initial_wiring()
-        self.unused: pruning.Weights = {}
-        self.fixed: Any = None
+        self.networks = PhaseNetworks(run, engine, self._mean_image, options)
         self.saved = (-1, -1)
         self.call_steps = 1
         self.progress = Progress(
@@ -182,22 +181,25 @@ class _Training:
         state = self._restore()
         while self.place.phase < len(self.schedule):
             phase, steps = self.run.recipe.phases[self.place.phase], self.schedule[self.place.phase]
-            if phase.gate_learning_rate == 0 and self.wiring is None:
+            fresh = self.place.round == self.place.steps == 0
+            if phase.gate_learning_rate == 0 and self.networks.wiring is None:
                 state = self._freeze(state)
-            loop = self._loop(phase, state)
-            if self.place.round == self.place.steps == 0:
+            loop = self.networks.loop(phase, self._rate(phase), state, fresh=fresh)
+            if fresh:
                 self.progress.say(self._headline(phase, steps))
             try:
                 self._run_phase(loop, phase, steps)
             except _Diverged as error:
                 state = self._roll_back(error)
                 continue
-            state = self._state(loop)
+            state = state_of(loop)
             self.place.phase, self.place.round, self.place.rate = self.place.phase + 1, 0, 1.0
         return self._finish(state)
 
     def _headline(self, phase: Phase, steps: Steps) -> str:
-        gates_are = f"gates learned at rate {phase.gate_learning_rate:g}" if self.wiring is None else "wiring fixed"
+        gates_are = (
+            f"gates learned at rate {phase.gate_learning_rate:g}" if self.networks.wiring is None else "wiring fixed"
+        )
         if not self.run.architecture.learnable:
             gates_are = "no gates"
         passes = steps.epochs * steps.steps / self.images.steps_per_epoch
@@ -206,6 +208,19 @@ class _Training:
 
     def _rate(self, phase: Phase) -> float:
         return phase.learning_rate * self.place.rate
+
+    def _freeze(self, state: Weights | None) -> Weights | None:
+        """Fixes the wiring, and keeps the gates for the record."""
+        state, real_gates = self.networks.freeze(state)
+        if real_gates and self.chief:
+            arrays = {f"module{i}": gate for i, gate in enumerate(real_gates, start=2)}
+            files.write_arrays(self.folder / "gates.npz", arrays)
+        return state
+
+    def _mean_image(self) -> np.ndarray:
+        """Of the training images, all of which are looked at first."""
+        self.images.check()
+        return self.images.mean_image()
 
     # One phase
 
@@ -294,7 +309,7 @@ class _Training:
         real_gates = loop.model.real_gates()
         if real_gates:
             row["gate_entropy"] = [round(float(gates.entropy(gate)), 5) for gate in real_gates]
-        row["active_blocks"] = list((self.wiring or loop.model.wiring()).active_blocks)
+        row["active_blocks"] = list((self.networks.wiring or loop.model.wiring()).active_blocks)
         if self.chief:
             self.metrics.append(row)
         self.save(loop)
@@ -317,103 +332,31 @@ class _Training:
         self.progress.say(f"Saved after step {place.step} of {self.total_steps}; the same command goes on from there")
         raise SystemExit(0)
 
-    # The network of a phase
-
-    def _network(self, wiring: Connectivity | None, activation: str | None = None, **changes: Any) -> GatedResNeXt:
-        run, options = self.run, {**self.options, **changes}
-        return GatedResNeXt(run.architecture, wiring, activation, seed=run.seed, name=run.entry, **options)
-
-    def _loop(self, phase: Phase, state: pruning.Weights | None) -> Any:
-        """The compiled network of a phase, holding `state` where there is one.
-
-        With a fixed wiring it is the pruned network: the same function, and the same updates of what remains.
-        """
-        recipe, fresh = self.run.recipe, self.place.round == self.place.steps == 0
-        if self.wiring is not None and state is None:
-            state, self.unused = self._cut(self._initial_state())
-        if self.fixed is None:
-            with self.engine.scope():
-                model = self._network(self.wiring and self.wiring.pruned())
-                optimizer: Any = GateConnectSGD(
-                    phase.learning_rate, phase.gate_learning_rate, l2=recipe.weight_decay, momentum=recipe.momentum
-                )
-                if self.options["precision"] == "mixed_float16":  # its gradients need a scale not to vanish
-                    optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-                optimizer.build(model.trainable_variables)
-            loop = self.engine.loop(model, recipe.batch_size, optimizer)
-            if not model.real_gates():
-                self.fixed = loop
-        else:
-            loop = self.fixed  # built and traced in the phase before
-        with self.engine.scope():
-            restart(loop.optimizer)
-            if state is None:
-                loop.model.get_layer("standardize").mean_image.assign(self._mean_image())
-            else:
-                _assign(loop, state, with_optimizer=not fresh)
-            loop.optimizer.learning_rate = self._rate(phase)
-        return loop
-
-    def _initial_state(self) -> pruning.Weights:
-        """Of the whole network, with the unused blocks of a fixed wiring."""
-        state = self._network(self.wiring).weights_by_name()
-        return {**state, "standardize/mean_image": self._mean_image()}
-
-    def _mean_image(self) -> np.ndarray:
-        """Of the training images, all of which are looked at first."""
-        self.images.check()
-        return self.images.mean_image()
-
-    def _cut(self, state: pruning.Weights) -> tuple[pruning.Weights, pruning.Weights]:
-        assert self.wiring is not None
-        return pruning.cut(state, self.run.architecture, self.wiring)
-
-    def _freeze(self, state: pruning.Weights | None) -> pruning.Weights | None:
-        """Fixes the wiring to the top K of the gates in `state`, keeps the gates for the record, cuts unused blocks."""
-        arch = self.run.architecture
-        if not arch.learnable or arch.gates == "real":
-            return state
-        if state is None:  # a recipe that never learns its gates: all are equal
-            state = self._initial_state()
-        real_gates = [state[f"{plan.name}_gate/real_gates"] for plan in arch.plan()[1:]]
-        if self.chief:
-            files.write_arrays(
-                self.folder / "gates.npz", {f"module{i}": gate for i, gate in enumerate(real_gates, start=2)}
-            )
-        self.wiring = Connectivity.top_k(real_gates, arch.fan_in, first=arch.cardinality)
-        weights = {
-            name: value
-            for name, value in state.items()
-            if not name.startswith("optimizer/") and not name.endswith(pruning.GATE_STATE)
-        }
-        state, self.unused = self._cut(weights)
-        return state
-
     # The state on disk
-
-    def _state(self, loop: Any) -> pruning.Weights:
-        """Weights and optimizer state by name."""
-        optimizer = {f"optimizer/{v.path}": keras.ops.convert_to_numpy(v) for v in loop.optimizer.variables}
-        return {**loop.model.weights_by_name(), **optimizer}
 
     def save(self, loop: Any) -> None:
         """Writes a checkpoint of this moment."""
         if not self.chief:
             return
-        self.place.wiring = self.wiring.to_dict() if self.wiring else None
-        unused = {f"unused/{name}": value for name, value in self.unused.items()}
-        self.checkpoints.write(self.place, {**self._state(loop), **unused})
+        wiring, unused = self.networks.wiring, self.networks.unused
+        self.place.wiring = wiring.to_dict() if wiring else None
+        self.checkpoints.write(
+            self.place, {**state_of(loop), **{f"{UNUSED}{name}": value for name, value in unused.items()}}
+        )
         self.saved = self.place.step, self.place.round
 
-    def _restore(self, below: int | None = None) -> pruning.Weights | None:
+    def _restore(self, below: int | None = None) -> Weights | None:
         """The state of the newest checkpoint, and this object set to its place; None at the start of a run."""
         found = self.checkpoints.newest(self.progress.say, below)
-        state: pruning.Weights | None = None
+        state: Weights | None = None
         if found is not None:
             self.place, state = found
             self._check_place()
-            self.wiring = Connectivity.from_dict(self.place.wiring) if self.place.wiring else None
-            self.unused = {name[7:]: state.pop(name) for name in [*state] if name.startswith("unused/")}
+            unused = {name: state.pop(name) for name in [*state] if name.startswith(UNUSED)}
+            self.networks.go_on_from(
+                Connectivity.from_dict(self.place.wiring) if self.place.wiring else None,
+                {name.removeprefix(UNUSED): value for name, value in unused.items()},
+            )
             self.progress.say(f"Resuming {self.run.entry} after step {self.place.step} of {self.total_steps}")
         self.engine.check_together(self.place.step)
         if self.chief:
@@ -434,7 +377,7 @@ class _Training:
                 f"the run began with other images of {self.run.dataset}; restore them or choose another --workdir"
             )
 
-    def _roll_back(self, error: _Diverged) -> pruning.Weights | None:
+    def _roll_back(self, error: _Diverged) -> Weights | None:
         """The state of the newest good checkpoint, from which to go on at half the rate; bad ones are removed.
 
         Raises:
@@ -452,27 +395,19 @@ class _Training:
                 f"{what}, after {rollbacks} rollbacks; {kept}. Lower the rates in a recipe of your own", step
             )
         phase = self.place.phase
-        self.place, self.unused = Place(images=self.images.source.digest()), {}
-        self.wiring = self.run.initial_wiring()
+        self.place = Place(images=self.images.source.digest())
+        self.networks.go_on_from(self.run.initial_wiring(), {})
         state = self._restore(error.step)
-        if self.wiring is None:
-            self.fixed = None
         self.place.rollbacks, self.place.rate = rollbacks + 1, rate / 2 if self.place.phase == phase else 1.0
         self.progress.say(f"Rolled back: {what}; on from step {self.place.step} at half the rate")
         return state
 
-    def _finish(self, state: pruning.Weights | None) -> dict[str, Any]:
+    def _finish(self, state: Weights | None) -> dict[str, Any]:
         """Writes the network, all its blocks, and what it reaches on the test images."""
         assert state is not None
-        weights = {name: value for name, value in state.items() if not name.startswith("optimizer/")}
-        if self.wiring is not None:
-            weights = pruning.uncut(weights, self.unused, self.run.architecture, self.wiring)
-        with self.engine.scope():
-            model = self._network(self.wiring, "softmax", precision="float32", remat=False)
-            loop = self.engine.loop(model, self.run.recipe.batch_size)
-            _assign(loop, weights, with_optimizer=False)
+        loop = self.networks.whole(state)
         tests = self._evaluate(loop).means()
-        arch, wiring = self.run.architecture, model.wiring()
+        arch, model, wiring = self.run.architecture, loop.model, loop.model.wiring()
         result = {
             "entry": self.run.entry,
             "dataset": self.run.dataset,
@@ -480,7 +415,7 @@ class _Training:
             "epochs": round(self.place.step / self.images.steps_per_epoch, 3),
             "steps": self.place.step,
             "seed": self.run.seed,
-            "precision": self.options["precision"],
+            "precision": self.networks.options["precision"],
             "seconds": round(self.place.seconds, 1),
             "rollbacks": self.place.rollbacks,
             "top1": tests["top1"],
@@ -499,14 +434,3 @@ class _Training:
                 model.save(temporary)
             files.write_json(self.folder / "result.json", result)
         return result
-
-
-def _assign(loop: Any, state: pruning.Weights, *, with_optimizer: bool) -> None:
-    """Weights and, if asked, optimizer state by name."""
-    try:
-        loop.model.assign_by_name({name: value for name, value in state.items() if not name.startswith("optimizer/")})
-        if with_optimizer:
-            for variable in loop.optimizer.variables:
-                variable.assign(state[f"optimizer/{variable.path}"])
-    except (KeyError, ValueError) as error:
-        raise UserError(f"the checkpoint is of another network ({error}); delete it to start anew") from None

@@ -13,6 +13,7 @@ from gated_resnext import gates
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.model import GatedResNeXt
+from gated_resnext.optimizer import GateConnectSGD
 
 # A module that projects for its channels, one that does not, and one that projects for its stride.
 SMALL = Architecture(
@@ -242,6 +243,41 @@ def test_resnext_begins_as_the_network_that_reads_all_blocks():
         )
 
 
+@pytest.mark.parametrize("wiring", [Connectivity.full(SMALL.modules, SMALL.cardinality), None])
+def test_the_network_that_reads_all_blocks_trains_as_resnext(wiring):
+    arch = SMALL.replace(fan_in=3)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, 8, *arch.input_shape)).astype("uint8")
+    labels = rng.integers(0, arch.classes, (5, 8))
+    losses = []
+    for network_, connectivity in ((arch, wiring), (arch.replace(aggregation="shared"), None)):
+        model = GatedResNeXt(network_, connectivity, seed=3)
+        model.compile(GateConnectSGD(0.05), "sparse_categorical_crossentropy", run_eagerly=True)
+        losses.append([model.train_on_batch(*batch) for batch in zip(images, labels, strict=True)])
+    gated, resnext = np.asarray(losses, float)
+    assert resnext[0] - resnext[-1] > 0.1  # it moved
+    np.testing.assert_allclose(gated, resnext, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "inner", "last"),
+    [
+        ({}, 4, 9),  # the mean of K = 2, the head's of C = 3
+        ({"aggregation": "weighted"}, 4, 9),
+        ({"gates": "real"}, 9, 9),
+        ({"aggregation": "sum"}, 1, 1),
+        ({"aggregation": "shared", "fan_in": 3}, 1, 1),
+    ],
+)
+def test_residuals_of_a_mean_learn_as_those_of_a_sum(changes, inner, last):
+    model = GatedResNeXt(SMALL.replace(**changes), seed=0)
+    factors = {v.path: getattr(v, "rate_factor", 1.0) for v in model.trainable_variables}
+    *before, end = (plan.name for plan in SMALL.plan())
+    expected = {f"{name}/expand/norm/{kind}": inner for name in before for kind in ("gamma", "beta")}
+    expected |= {f"{end}/expand/norm/{kind}": last for kind in ("gamma", "beta")}
+    assert factors == {**dict.fromkeys(factors, 1.0), **expected}
+
+
 def test_every_block_of_module_1_reads_the_stem():
     model = network(SMALL)
     before = [layer.name for layer in model.layers].index("stage1_module1")
@@ -453,7 +489,9 @@ def test_two_replicas_step_along_the_mean_gradient_of_the_same_draw(two_replicas
     model.assign_by_name(before)
     for key in halves[0]:
         value, gradient = before[key], (halves[0][key] + halves[1][key]) / 2
-        expected = value - 0.01 * (gradient + (0.1 * value if key.endswith("/kernel") else 0))
+        read_by = {"stage1_module1": TWO_MODULES.fan_in, "stage2_module1": TWO_MODULES.cardinality}
+        factor = read_by[key.split("/")[0]] ** 2 if "/expand/norm/" in key else 1
+        expected = value - 0.01 * factor * (gradient + (0.1 * value if key.endswith("/kernel") else 0))
         if key.endswith("/real_gates"):
             clipped = np.clip(value - 0.02 * gradient, 0, 1)
             expected = clipped / clipped.sum(axis=1, keepdims=True)

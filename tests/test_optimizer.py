@@ -130,3 +130,18 @@ def test_a_fixed_wiring_has_no_gates_to_learn():
     after = model.weights_by_name()
     trainable = {variable.path for variable in model.trainable_variables}
     assert {name for name in before if (after[name] != before[name]).any()} >= trainable
+
+
+def test_a_rate_factor_multiplies_the_rate():
+    optimizer, trained = GateConnectSGD(0.1, momentum=0.9, l2=0.05), variables()
+    trained[3].rate_factor = trained[2].rate_factor = 9.0
+    optimizer.build(trained)
+    before = [np.float64(np.asarray(variable)) for variable in trained]
+    velocity = [np.zeros(value.shape) for value in before]
+    for step in range(3):
+        optimizer.apply([tf.fill(variable.shape, 0.01 * (step + 1)) for variable in trained], trained)
+        for i, factor in ((2, 9), (3, 9), (4, 1)):  # kernel, gamma, beta
+            decay = 0.05 * before[i] if i == 2 else 0
+            velocity[i] = 0.9 * velocity[i] - factor * 0.1 * (0.01 * (step + 1) + decay)
+            before[i] = before[i] + velocity[i]
+            np.testing.assert_allclose(trained[i], before[i], rtol=1e-4, atol=1e-6)

@@ -1,0 +1,154 @@
+"""The network of each phase, compiled, and its weights on the way from one phase to the next.
+
+While the wiring is learned it is the whole network. Once it is fixed it is the pruned one, the same function with the
+same updates of what remains; the weights of the unused blocks wait until the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+
+from gated_resnext import pruning
+from gated_resnext.connectivity import Connectivity
+from gated_resnext.errors import UserError
+from gated_resnext.model import GatedResNeXt
+from gated_resnext.optimizer import GateConnectSGD, restart
+from gated_resnext.pruning import Weights
+from gated_resnext.recipes import Phase
+from gated_resnext.workdir import Run
+
+OPTIMIZER = "optimizer/"
+
+
+class PhaseNetworks:
+    """The networks of a run.
+
+    Args:
+        run: what is trained.
+        engine: what compiles it, `loop.TensorFlowEngine` or `jax_loop.JaxEngine`.
+        mean_image: gives that of the training images, float32, asked for at the start of a run alone.
+        options: of `GatedResNeXt`: precision, synchronized, remat.
+
+    Attributes:
+        wiring: None while it is learned, and of Fixed-Full.
+        unused: weights of the blocks that are not trained any more, by name.
+    """
+
+    def __init__(
+        self, run: Run, engine: Any, mean_image: Callable[[], np.ndarray], options: dict[str, Any] | None = None
+    ) -> None:
+        self.run, self.engine, self.mean_image = run, engine, mean_image
+        self.options: dict[str, Any] = {"precision": "float32", **(options or {})}
+        self.wiring = run.initial_wiring()
+        self.unused: Weights = {}
+        self._fixed: tuple[Connectivity | None, Any] = (None, None)
+
+    def go_on_from(self, wiring: Connectivity | None, unused: Weights) -> None:
+        """Takes the wiring and the unused blocks of a state."""
+        self.wiring, self.unused = wiring, unused
+
+    def loop(self, phase: Phase, rate: float, state: Weights | None, *, fresh: bool) -> Any:
+        """The compiled network of a phase.
+
+        Args:
+            phase: its gates' rate.
+            rate: of the weights.
+            state: what it holds; None at the start of a run.
+            fresh: whether the phase begins, without momenta.
+        """
+        if self.wiring is not None and state is None:
+            state = self._cut(self._initial())
+        wiring, loop = self._fixed
+        if loop is None or wiring != self.wiring:
+            loop = self._compiled(phase)
+            if not loop.model.real_gates():  # then built and traced once for all phases
+                self._fixed = self.wiring, loop
+        with self.engine.scope():
+            restart(loop.optimizer)
+            if state is None:
+                loop.model.get_layer("standardize").mean_image.assign(self.mean_image())
+            else:
+                assign(loop, state, with_optimizer=not fresh)
+            loop.optimizer.learning_rate = rate
+        return loop
+
+    def freeze(self, state: Weights | None) -> tuple[Weights | None, list[np.ndarray]]:
+        """Fixes the wiring to the top K of the gates in a state and cuts the unused blocks.
+
+        Returns:
+            The state that is left, and the real gates; those are none, and the state the same, where no gate is binary.
+        """
+        arch = self.run.architecture
+        if not arch.learnable or arch.gates == "real":
+            return state, []
+        if state is None:  # a recipe that never learns its gates: all are equal
+            state = self._initial()
+        real_gates = [state[f"{plan.name}_gate/real_gates"] for plan in arch.plan()[1:]]
+        self.wiring = Connectivity.top_k(real_gates, arch.fan_in, first=arch.cardinality)
+        weights = {name: value for name, value in _weights(state).items() if not name.endswith(pruning.GATE_STATE)}
+        return self._cut(weights), real_gates
+
+    def whole(self, state: Weights) -> Any:
+        """The network with all its blocks and probabilities, compiled for testing, float32 whatever it trained in."""
+        weights = _weights(state)
+        if self.wiring is not None:
+            weights = pruning.uncut(weights, self.unused, self.run.architecture, self.wiring)
+        with self.engine.scope():
+            model = self._network(self.wiring, "softmax", precision="float32", remat=False)
+            loop = self.engine.loop(model, self.run.recipe.batch_size)
+            assign(loop, weights, with_optimizer=False)
+        return loop
+
+    def _network(self, wiring: Connectivity | None, activation: str | None = None, **changes: Any) -> GatedResNeXt:
+        run, options = self.run, {**self.options, **changes}
+        return GatedResNeXt(run.architecture, wiring, activation, seed=run.seed, name=run.entry, **options)
+
+    def _compiled(self, phase: Phase) -> Any:
+        recipe = self.run.recipe
+        with self.engine.scope():
+            model = self._network(self.wiring and self.wiring.pruned())
+            optimizer: Any = GateConnectSGD(
+                phase.learning_rate, phase.gate_learning_rate, l2=recipe.weight_decay, momentum=recipe.momentum
+            )
+            if self.options["precision"] == "mixed_float16":  # its gradients need a scale not to vanish
+                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+            optimizer.build(model.trainable_variables)
+        return self.engine.loop(model, recipe.batch_size, optimizer)
+
+    def _initial(self) -> Weights:
+        """Of the whole network, with the unused blocks of a fixed wiring."""
+        return {**self._network(self.wiring).weights_by_name(), "standardize/mean_image": self.mean_image()}
+
+    def _cut(self, state: Weights) -> Weights:
+        assert self.wiring is not None
+        state, self.unused = pruning.cut(state, self.run.architecture, self.wiring)
+        return state
+
+
+def state_of(loop: Any) -> Weights:
+    """Weights and optimizer state by name."""
+    optimizer = {f"{OPTIMIZER}{v.path}": keras.ops.convert_to_numpy(v) for v in loop.optimizer.variables}
+    return {**loop.model.weights_by_name(), **optimizer}
+
+
+def assign(loop: Any, state: Weights, *, with_optimizer: bool) -> None:
+    """Weights and, if asked, optimizer state by name.
+
+    Raises:
+        UserError: if the state is of another network.
+    """
+    try:
+        loop.model.assign_by_name(_weights(state))
+        if with_optimizer:
+            for variable in loop.optimizer.variables:
+                variable.assign(state[f"{OPTIMIZER}{variable.path}"])
+    except (KeyError, ValueError) as error:
+        raise UserError(f"the checkpoint is of another network ({error}); delete it to start anew") from None
+
+
+def _weights(state: Weights) -> Weights:
+    return {name: value for name, value in state.items() if not name.startswith(OPTIMIZER)}
