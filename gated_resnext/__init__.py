@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from gated_resnext.pruning import freeze, prune, wiring
     from gated_resnext.recipes import Phase, Recipe
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Architecture": "architecture",
