@@ -11,6 +11,7 @@ import sys
 import pytest
 from test_draw import documented
 
+from gated_resnext import zoo
 from gated_resnext.drawing.pictures import KINDS
 from gated_resnext.recipes import Recipe
 
@@ -73,7 +74,8 @@ def test_the_transfer_page_runs(tmp_path, digits_dir):
     assert re.fullmatch(r"\[Prediction\(number=[01], label='(even|odd)', probability=0\.\d+\)\]", first)
     assert float(top1) > 0.93
     assert (features, maps) == ("(360, 256)", "(None, 4, 4, 256)")
-    assert shipped == "models/odd_or_even/1 [4, 4, 4] -> [2, 3, 4]"
+    card = zoo.card("digits_11_4_4_k1")
+    assert shipped == f"models/odd_or_even/1 {card['blocks']} -> {card['active_blocks']}"
     assert (tmp_path / "models" / "odd_or_even" / "1" / "model.tflite").is_file()
 
 
