@@ -57,13 +57,13 @@ def test_a_trained_network_shrinks_and_keeps_its_accuracy(method, digits, tmp_pa
     pixels, labels = digits.test_batch(360)
     before, after = tmp_path / "before.tflite", tmp_path / "after.tflite"
     tflite.write(compact(model), before, pixels[:0])
-    after.write_bytes(compression.compress(model, method, digits, epochs=0.5, seed=0))
+    after.write_bytes(compression.compress(model, method, digits, epochs=1, seed=0))
     top1 = [(tflite.runner(path)(pixels).argmax(-1) == labels).mean() for path in (before, after)]
-    assert top1[1] > top1[0] - 0.04
+    assert top1[1] > top1[0] - 0.03
     sizes = [len(gzip.compress(path.read_bytes())) for path in (before, after)]
     assert sizes[1] < {"qat": 0.4, "magnitude": 0.75, "cluster": 0.35}[method] * sizes[0]
     (stem, *modules, classifier), operators = kernels(after)
-    assert len(modules) > 2 * sum(model.wiring().active_blocks)
+    assert len(modules) >= len(kernels(before)[0]) - 2  # none is lost; the stem and the classifier stand apart
     if method == "qat":  # no float inside
         assert {kernel.dtype for kernel in (stem, *modules, classifier)} == {np.dtype(np.int8)}
         assert operators.count(schema.BuiltinOperator.DEQUANTIZE) == 1  # the probabilities
