@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,19 @@ def write(images: Any, folder: pathlib.Path, part_bytes: int = PART_BYTES) -> pa
     return target
 
 
+def are_packed(name: str, folder: Any) -> bool:
+    """Whether the folder holds that data set as `write` packed it."""
+    return _about(name, folder).is_file()
+
+
+def _about(name: str, folder: Any) -> pathlib.Path:
+    return pathlib.Path(folder or ".").expanduser() / name / "arrays.json"
+
+
+def _splits(split: str) -> tuple[str, ...]:
+    return SPLITS if split == "all" else (split,)
+
+
 class ArrayImages:
     """The images that `write` packed, for a recipe; what the trainer asks of `gated_resnext.data.Images`.
 
@@ -62,7 +76,7 @@ class ArrayImages:
         name: of the data set.
         recipe: batch size and augmentation.
         folder: what `write` was given.
-        input_shape: (height, width, channels) that the network takes.
+        input_shape: (height, width, channels) that the network takes; None in it for the images' own.
         limit: of the training images, only the first so many; None for all.
 
     Raises:
@@ -70,16 +84,17 @@ class ArrayImages:
     """
 
     def __init__(
-        self, name: str, recipe: Recipe, folder: Any, input_shape: tuple[int, int, int], limit: int | None = None
+        self, name: str, recipe: Recipe, folder: Any, input_shape: tuple[int | None, ...], limit: int | None = None
     ) -> None:
-        self.recipe, self.input_shape, self.source = recipe, input_shape, self
-        root = pathlib.Path(folder or ".").expanduser() / name
-        if not (root / "arrays.json").is_file():
+        self.name, self.recipe, self.source = name, recipe, self
+        path = _about(name, folder)
+        root = path.parent
+        if not path.is_file():
             raise UserError(
-                f"there is no {root}/arrays.json; where TensorFlow is, python -m gated_resnext.pack --dataset={name} "
+                f"there is no {path}; where TensorFlow is, python -m gated_resnext.pack --dataset={name} "
                 f"--output={root.parent} writes it"
             )
-        about = files.read_json(root / "arrays.json")
+        about = files.read_json(path)
         try:
             self.labels, self._digest = list(about["labels"]), str(about["digest"])
             read = {
@@ -95,7 +110,7 @@ class ArrayImages:
                 for split, parts in read.items()
             }
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{root}/arrays.json is not what gated_resnext.pack writes: {error!r}") from None
+            raise UserError(f"{path} is not what gated_resnext.pack writes: {error!r}") from None
         pixels, labels = self.arrays("train")
         if limit is not None:
             if not 1 <= limit <= len(pixels):
@@ -104,7 +119,8 @@ class ArrayImages:
                 )
             pixels, self._digest = pixels[:limit], f"{self._digest}, the first {limit}"
             self._arrays["train"] = pixels, labels[:limit]
-        height, width, channels = self.input_shape
+        height, width, channels = (wanted or own for wanted, own in zip(input_shape, pixels.shape[1:], strict=True))
+        self.input_shape = height, width, channels
         if pixels.shape[3] != channels or pixels.shape[1] < height or pixels.shape[2] < width:
             raise UserError(f"the images of {name} are {pixels.shape[1:]}. Received: a network of {self.input_shape}")
         if recipe.crop != "pad":
@@ -125,6 +141,26 @@ class ArrayImages:
         """All images, uint8, and labels, int32, of "train" or "test"."""
         images, labels = self._arrays[split]
         return images, labels
+
+    def count(self, split: str) -> int:
+        """Number of images of "train", "test" or "all"."""
+        return sum(len(self.arrays(one)[1]) for one in _splits(split))
+
+    def batches(self, split: str, count: int | None, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Images of "train", "test" or "all", once, in order, cropped at the centre, and labels.
+
+        Args:
+            split: "all" is the training images and then the test images.
+            count: how many, from the first; None for all.
+            batch_size: images of a batch, but for the last of a split.
+        """
+        left = self.count(split) if count is None else count
+        for one in _splits(split):
+            images, labels = self.cropped(one), self.arrays(one)[1]
+            for first in range(0, min(left, len(labels)), batch_size):
+                batch = slice(first, min(first + batch_size, left))
+                yield images[batch], labels[batch]
+            left -= min(left, len(labels))
 
     def digest(self) -> str:
         """Tells other images apart."""

@@ -7,7 +7,7 @@ uninterrupted one would. Images stay uint8; the network standardises them.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -85,6 +85,7 @@ class Images:
     ) -> None:
         self.recipe, self.source = recipe, open_source(name, data_dir, limit)
         self.info = self.source.info
+        self.name = self.info.name
         self.input_shape = input_shape or self.info.input_shape
         self.size, self.labels = self.source.sizes["train"], self.source.labels
         if self.size < recipe.batch_size:
@@ -207,6 +208,10 @@ class Images:
         if count is not None:
             rows = rows.take(count)
         return rows.batch(batch_size or self.recipe.batch_size).prefetch(2)
+
+    def batches(self, split: str, count: int | None, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same as arrays."""
+        return self.in_order(split, count, batch_size).as_numpy_iterator()
 
     def count(self, split: str) -> int:
         """Number of images of "train", "test" or "all"."""

@@ -30,7 +30,9 @@ DATASET = flags.DEFINE_string(
 )
 IMAGE_FOLDER = flags.DEFINE_string("image_folder", None, "Or a folder of images with a sub-folder for each class.")
 SPLIT = flags.DEFINE_enum("split", "test", trained.SPLITS, "Which of them; training images as they are, not augmented.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder of tensorflow-datasets, or of gated_resnext.pack. Default: ~/tensorflow_datasets."
+)
 IMAGES = flags.DEFINE_integer("images", None, "How many, from the first. Default: all.", lower_bound=1)
 BINS = flags.DEFINE_integer("bins", DEFAULT_BINS, "Bins of the calibration error.", 1, 1000)
 WHITE = flags.DEFINE_float("white", 255.0, "A white pixel in a SavedModel's input of floats: 255 or 1.")
@@ -63,7 +65,7 @@ def main(argv: list[str]) -> None:
     if folder:
         folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the work
     total = min(images.count(SPLIT.value), IMAGES.value or 1 << 62)
-    what = f"{total:,} {'' if SPLIT.value == 'all' else SPLIT.value + ' '}images of {images.info.name}"
+    what = f"{total:,} {'' if SPLIT.value == 'all' else SPLIT.value + ' '}images of {images.name}"
     print(f"Running {network.name} ({network.source}) on {what}", flush=True)
     found, logits = trained.evaluate(
         network, images, split=SPLIT.value, count=IMAGES.value, bins=BINS.value, seen=Count(total).add

@@ -221,11 +221,24 @@ def _header(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome
         f"- data: {experiment.dataset}{images}",
         f"- schedule: {recipe.name}, batches of {recipe.batch_size}: {phases}",
         f"- versions: {setting.versions}",
+        *_trained_by(outcomes),
         f"- hardware: {setting.hardware}{f', {precision}' if precision else ''}",
         "- top-1: in percent, of the weights at the end of the schedule: best (mean ± standard deviation) of the "
         "seeds, the deviation being that of a sample (n - 1), and blank for one seed",
         "- parameters: gates not counted; pruned: without unused blocks, mean over the seeds",
     ]
+
+
+def _trained_by(outcomes: Sequence[Outcome]) -> list[str]:
+    """Which rows another version of this package trained, where there were several: they may end elsewhere."""
+    rows: dict[str, list[str]] = {}
+    for one in outcomes:
+        if one.result and "version" in one.result:
+            rows.setdefault(one.result["version"], []).append(f"`{one.row.name}` seed {one.seed}")
+    if len(rows) < 2:
+        return []
+    texts = (f"{version}: {', '.join(rows[version])}" for version in sorted(rows))
+    return [f"- trained by several versions of gated_resnext: {'; '.join(texts)}"]
 
 
 # A row

@@ -76,12 +76,10 @@ def _crop(shape: tuple[int, int, int], side: int) -> Any:
 
 def _wanted(network: str | GatedResNeXt | Sequence[int], resize: int | None) -> tuple[tuple[int, int, int], int]:
     """The network's input, and the shorter side before its crop."""
-    from gated_resnext.preprocessing import Preprocessing
-
     if isinstance(network, str):
         info = DATASETS[zoo.entry(network).dataset]
         shape = zoo.architecture(network).input_shape
-        return shape, resize or Preprocessing.of(shape, recipes.RECIPES[info.recipe], info).resize
+        return shape, resize or recipes.RECIPES[info.recipe].shorter_side(shape, info.picture_side)
     sizes = network.architecture.input_shape if hasattr(network, "architecture") else tuple(network)
     if len(sizes) != 3 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
         raise UserError(f"expected an entry's name, a network or (height, width, channels). Received: {network!r}")

@@ -39,8 +39,7 @@ class Preprocessing:
     @classmethod
     def of(cls, shape: tuple[int, int, int], recipe: Recipe, info: DatasetInfo | None = None) -> Preprocessing:
         """That of a data set's test images: the recipe's size, else the one that the pictures already have."""
-        own = info.picture_side if info else None
-        return cls(shape, recipe.test_resize or own or max(shape[:2]))
+        return cls(shape, recipe.shorter_side(shape, info.picture_side if info else None))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gated_resnext import evaluation, files, zoo
-from gated_resnext.data import Images
+from gated_resnext import evaluation, files, trained, zoo
 from gated_resnext.errors import UserError
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.recipes import RECIPES
 from gated_resnext.workdir import Run, read_metrics
+
+if TYPE_CHECKING:
+    from gated_resnext.arrays import ArrayImages
+    from gated_resnext.data import Images
 
 
 def publish(
@@ -26,7 +29,7 @@ def publish(
     Args:
         workdir: a training that ended.
         folder: the zoo's.
-        data_dir: folder of tensorflow-datasets.
+        data_dir: folder of tensorflow-datasets, or of what `gated_resnext.pack` wrote.
         hardware: what it was trained on.
 
     Returns:
@@ -50,7 +53,7 @@ def publish(
         )
     result = files.read_json(workdir / "result.json")
     model = zoo.load(run.entry, workdir / "model.keras")
-    images = Images(run.dataset, run.recipe, data_dir)
+    images = trained.images_for(trained.of_workdir(workdir), data_dir=data_dir)
     weights = {name: _shrunk(value, np.float16) for name, value in model.weights_by_name().items()}
     model.assign_by_name(weights)
     if top1(model, images) != result["top1"]:
@@ -89,9 +92,10 @@ def publish(
     return card
 
 
-def top1(model: GatedResNeXt, images: Images) -> float:
+def top1(model: GatedResNeXt, images: Images | ArrayImages) -> float:
     """Share of the test images whose most probable class is theirs."""
-    return evaluation.top1(*evaluation.answers(model.predict_on_batch, images.test().as_numpy_iterator()))
+    batches = images.batches("test", None, trained.BATCH)
+    return evaluation.top1(*evaluation.answers(model.predict_on_batch, batches))
 
 
 def _shrunk(value: np.ndarray, dtype: Any) -> np.ndarray:

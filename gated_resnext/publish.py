@@ -15,7 +15,9 @@ from absl import flags
 from gated_resnext import errors
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training.", required=True)
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder of tensorflow-datasets, or of gated_resnext.pack. Default: ~/tensorflow_datasets."
+)
 HARDWARE = flags.DEFINE_string("hardware", None, "What it was trained on, for the card.", required=True)
 ZOO = flags.DEFINE_string("zoo", "zoo", "Folder with cards/ and weights/.")
 

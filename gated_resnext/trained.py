@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import pathlib
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from gated_resnext.workdir import Run
 if TYPE_CHECKING:
     import numpy as np
 
+    from gated_resnext.arrays import ArrayImages
     from gated_resnext.data import Images
 
 BATCH = 128
@@ -83,10 +85,8 @@ def finished(folder: str | os.PathLike[str]) -> Run:
 def _of_model(
     model: Any, name: str, source: str, labels: list[str] | None, dataset: str, recipe: recipes.Recipe
 ) -> Trained:
-    from gated_resnext.preprocessing import Preprocessing
-
-    shape = model.architecture.input_shape
-    resize = Preprocessing.of(shape, recipe, DATASETS.get(dataset)).resize
+    shape, info = model.architecture.input_shape, DATASETS.get(dataset)
+    resize = recipe.shorter_side(shape, info.picture_side if info else None)
     classes = model.architecture.classes
     return Trained(name, source, model.predict_on_batch, shape, classes, _names(labels), dataset, resize)
 
@@ -132,31 +132,43 @@ def _names(labels: Any) -> list[str] | None:
     return list(map(str, labels)) if isinstance(labels, list) else None
 
 
-def images_for(network: Trained, dataset: str | None = None, data_dir: str | os.PathLike[str] | None = None) -> Images:
+def images_for(
+    network: Trained, dataset: str | None = None, data_dir: str | os.PathLike[str] | None = None
+) -> Images | ArrayImages:
     """Images to try a network on, of its input's shape.
 
     Args:
         network: a trained network.
         dataset: what `sources.open_source` takes; None for what it was trained on.
-        data_dir: folder of tensorflow-datasets.
+        data_dir: folder of tensorflow-datasets, or of what `gated_resnext.pack` wrote, which needs no TensorFlow.
 
     Raises:
         UserError: if nobody says which, it is not there, has other classes, or does not fit the network's input.
     """
-    from gated_resnext import own_data, sources
-    from gated_resnext.data import Images
-
     name = dataset or network.dataset
     if name is None:
         raise UserError(f"{network.name} does not say what it was trained on: give --dataset or --image_folder")
-    source = sources.open_source(name, data_dir)
-    recipe = recipes.RECIPES[own_data.RECIPES[source.streamed]]
-    recipe = dataclasses.replace(recipe, batch_size=1, test_resize=network.resize)  # of no training: of any number
-    images = Images(name, recipe, data_dir, _shape(network, source.info.input_shape))
+    images = _images(network, name, data_dir)
     if network.classes not in (None, len(images.labels)):
         raise UserError(f"{network.name} tells {network.classes} classes apart, {name} has {len(images.labels)}")
     _check_names(network, name, images.labels)
     return images
+
+
+def _images(network: Trained, name: str, data_dir: str | os.PathLike[str] | None) -> Images | ArrayImages:
+    from gated_resnext import arrays
+
+    # Recipes of no training, so that there may be any number of images.
+    if arrays.are_packed(name, data_dir) or importlib.util.find_spec("tensorflow") is None:
+        recipe = dataclasses.replace(recipes.RECIPES["cifar"], batch_size=1)
+        return arrays.ArrayImages(name, recipe, data_dir, network.shape)
+    from gated_resnext import own_data, sources
+    from gated_resnext.data import Images
+
+    source = sources.open_source(name, data_dir)
+    recipe = recipes.RECIPES[own_data.RECIPES[source.streamed]]
+    recipe = dataclasses.replace(recipe, batch_size=1, test_resize=network.resize)
+    return Images(name, recipe, data_dir, _shape(network, source.info.input_shape))
 
 
 def _shape(network: Trained, others: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -183,7 +195,7 @@ def _are_numbers(labels: list[str]) -> bool:
 
 def evaluate(
     network: Trained,
-    images: Images,
+    images: Images | ArrayImages,
     *,
     split: str = "test",
     count: int | None = None,
@@ -207,8 +219,7 @@ def evaluate(
         UserError: if an image cannot be decoded, or the network does not take them.
     """
     images.check()
-    batches = images.in_order(split, count, BATCH).as_numpy_iterator()
-    outputs, classes = evaluation.answers(network.run, batches, seen)
+    outputs, classes = evaluation.answers(network.run, images.batches(split, count, BATCH), seen)
     logits = not evaluation.are_probabilities(outputs)
     probabilities = evaluation.softmax(outputs) if logits else outputs
     named = network.labels is not None and len(network.labels) == len(images.labels) and _are_numbers(images.labels)

@@ -72,6 +72,18 @@ def test_arrays_hold_the_images_in_parts(packed, digits_dir):
     assert (len(here), here.steps_per_epoch, here.labels) == (len(there), there.steps_per_epoch, there.labels)
 
 
+@pytest.mark.parametrize("split", ["train", "test", "all"])
+@pytest.mark.parametrize("count", [None, 1, 1440])
+def test_packed_images_come_in_the_order_of_the_others(packed, digits_dir, split, count):
+    there = Images("optical_digits", RECIPES["digits"], digits_dir)
+    here = arrays.ArrayImages("optical_digits", RECIPES["digits"], packed, (8, None, 1))
+    assert here.count(split) == there.count(split) and here.input_shape == (8, 8, 1)
+    found, expected = (list(zip(*images.batches(split, count, 100), strict=True)) for images in (here, there))
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(np.concatenate(ours), np.concatenate(theirs))
+    assert max(map(len, found[1])) == min(100, count or 100)
+
+
 def test_a_limit_leaves_the_first_training_images(packed, digits_dir):
     there = Images("optical_digits", RECIPES["digits"], digits_dir, limit=200)
     here = arrays.ArrayImages("optical_digits", RECIPES["digits"], packed, (8, 8, 1), 200)
@@ -142,6 +154,24 @@ def test_four_phases_resumed_equal_uninterrupted(packed, tmp_path):
     np.testing.assert_array_equal(steps[0], range(22))  # a step each: 0.96 epochs of 22 steps
     np.testing.assert_array_equal(*steps)
     np.testing.assert_array_equal(*histories)
+
+
+def test_what_jax_trained_is_evaluated_and_published_without_tensorflow(packed, tmp_path):
+    workdir, zoo = tmp_path / "run", tmp_path / "zoo"
+    trained(workdir, packed)
+    result = json.loads((workdir / "result.json").read_text())
+    evaluate, publish = (TRAIN.replace("train", name) for name in ("evaluate", "publish"))
+    done = in_jax(evaluate, f"--workdir={workdir}", f"--data_dir={packed}")
+    assert f"top-1              {100 * result['top1']:.2f} %" in done.stdout
+    assert "Running digits_11_4_4_k2" in done.stdout and "360 test images of optical_digits" in done.stdout
+    zoo.mkdir()
+    (zoo / "entries.py").touch()
+    flags = f"--workdir={workdir}", f"--data_dir={packed}", f"--zoo={zoo}", "--hardware=a test's"
+    done = in_jax(publish, *flags)
+    assert f"Published digits_11_4_4_k2: top-1 {100 * result['top1']:.2f} %" in done.stdout
+    assert json.loads((zoo / "cards" / "digits_11_4_4_k2.json").read_text())["top1"] == result["top1"]
+    missing = in_jax(evaluate, f"--workdir={workdir}", f"--data_dir={tmp_path}", fails=True)
+    assert missing.stderr.strip().splitlines()[-1].startswith(f"error: there is no {tmp_path}/optical_digits/arrays")
 
 
 def test_what_jax_trained_is_exported_by_tensorflow(packed, tmp_path):
