@@ -27,6 +27,7 @@ def run_of(
     fields: dict[str, Any] | None = None,
     recipe: str | None = None,
     epochs_scale: float = 1.0,
+    gate_learning_rate: float | None = None,
     seed: int = 0,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> Run:
@@ -38,6 +39,7 @@ def run_of(
         fields: of its `Architecture`, to change.
         recipe: what `recipes.read` takes; None for one that fits the images.
         epochs_scale: makes every phase longer or shorter.
+        gate_learning_rate: another rate of the gates; None for the recipe's.
         seed: of weights, draws, shuffling and augmentation.
         data_dir: folder of tensorflow-datasets.
 
@@ -58,7 +60,7 @@ def run_of(
         shape = template.replace(**changes)
     except (ValueError, TypeError) as error:
         raise UserError(f"--architecture: {error}") from None
-    schedule: Recipe = read(recipe or RECIPES[source.streamed], epochs_scale)
+    schedule: Recipe = read(recipe or RECIPES[source.streamed], epochs_scale, gate_learning_rate)
     return Run(_name(dataset, shape, wiring), shape, wiring, dataset, schedule, seed)
 
 

@@ -119,6 +119,8 @@ class Recipe:
         >>> RECIPES["cifar"].with_gate_rate(5).name
         'cifar, gates at 5'
         """
+        if not rate > 0:
+            raise ValueError(f"gate_learning_rate must be above 0. Received: {rate}")
         phases = tuple(
             dataclasses.replace(phase, gate_learning_rate=float(rate)) if phase.gate_learning_rate else phase
             for phase in self.phases
@@ -205,15 +207,16 @@ RECIPES = {
 }
 
 
-def read(name: str, epochs_scale: float = 1.0) -> Recipe:
+def read(name: str, epochs_scale: float = 1.0, gate_learning_rate: float | None = None) -> Recipe:
     """A recipe by name, or from a JSON file with the fields of `Recipe`.
 
     Args:
         name: a key of `RECIPES`, or the path of a .json file.
         epochs_scale: makes every phase longer or shorter, in proportion.
+        gate_learning_rate: another rate of the gates, where they are learned.
 
     Raises:
-        UserError: if there is none of that name, or the file does not hold one.
+        UserError: if a number is out of range, there is none of that name, or the file does not hold one.
     """
     if not 0 < epochs_scale < math.inf:
         raise UserError(f"epochs_scale must be above 0. Received: {epochs_scale}")
@@ -221,8 +224,14 @@ def read(name: str, epochs_scale: float = 1.0) -> Recipe:
         raise UserError(f"recipe must be one of {', '.join(RECIPES)} or a .json file. Received: {name!r}")
     try:
         recipe = RECIPES.get(name) or Recipe.from_dict(files.read_json(os.path.expanduser(name)))
-        return recipe.scaled(epochs_scale)
+        recipe = recipe.scaled(epochs_scale)
     except UserError:
         raise
     except ValueError as error:
         raise UserError(f"{name} is no recipe: {error}") from None
+    if gate_learning_rate is None:
+        return recipe
+    try:
+        return recipe.with_gate_rate(gate_learning_rate)
+    except ValueError as error:
+        raise UserError(f"--gate_learning_rate: {error}") from None

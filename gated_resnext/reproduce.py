@@ -55,14 +55,7 @@ def main(argv: list[str]) -> None:
     del argv
     experiment = reproduction.chosen(_experiment(), ROWS.value)
     name = RECIPE.value or zoo.DATASETS[experiment.dataset].recipe
-    whole, recipe = recipes.read(name), recipes.read(name, EPOCHS_SCALE.value)
-    if GATE_LEARNING_RATE.value is not None:
-        if not GATE_LEARNING_RATE.value > 0:
-            raise errors.UserError(f"gate_learning_rate must be above 0. Received: {GATE_LEARNING_RATE.value}")
-        try:
-            recipe = recipe.with_gate_rate(GATE_LEARNING_RATE.value)
-        except ValueError as error:
-            raise errors.UserError(f"--gate_learning_rate: {error}") from None
+    whole, recipe = recipes.read(name), recipes.read(name, EPOCHS_SCALE.value, GATE_LEARNING_RATE.value)
     if not CHECKPOINT_SECONDS.value >= 0:
         raise errors.UserError(f"checkpoint_seconds must be 0 or more. Received: {CHECKPOINT_SECONDS.value}")
     setting = ledger.Setting(

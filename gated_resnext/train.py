@@ -47,6 +47,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, draws, shuffling and augmentation.", 0, 2**63 - 1)
 EPOCHS_SCALE = flags.DEFINE_float("epochs_scale", 1.0, "Makes every phase longer or shorter, in proportion.")
+GATE_LEARNING_RATE = flags.DEFINE_float(
+    "gate_learning_rate", None, "Another rate of the gates: a short schedule hardly moves them at the paper's 0.2."
+)
 ON_NAN = flags.DEFINE_string("on_nan", "stop", "At a loss that is not finite: stop, or rollback and halve the rate.")
 CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Work that may be lost, in seconds.", lower_bound=0)
 flags.adopt_module_key_flags(device_flags)
@@ -103,7 +106,8 @@ def _run_of_the_zoo() -> workdir.Run:
         raise errors.UserError("--architecture goes with --dataset or --image_folder; an entry has its own")
     entry = ENTRY.value or zoo.DEFAULT
     name = RECIPE.value or zoo.DATASETS[zoo.entry(entry).dataset].recipe
-    return workdir.Run.of(entry, recipes.read(name, EPOCHS_SCALE.value), seed=SEED.value)
+    recipe = recipes.read(name, EPOCHS_SCALE.value, GATE_LEARNING_RATE.value)
+    return workdir.Run.of(entry, recipe, seed=SEED.value)
 
 
 def _run_of_own_data() -> workdir.Run:
@@ -118,6 +122,7 @@ def _run_of_own_data() -> workdir.Run:
         fields=_fields(ARCHITECTURE.value),
         recipe=RECIPE.value,
         epochs_scale=EPOCHS_SCALE.value,
+        gate_learning_rate=GATE_LEARNING_RATE.value,
         seed=SEED.value,
         data_dir=DATA_DIR.value,
     )
@@ -125,7 +130,12 @@ def _run_of_own_data() -> workdir.Run:
 
 def _wired(run: workdir.Run) -> workdir.Run:
     """The run with the wiring of --wiring, where there is one."""
-    return run if WIRING.value is None else run.with_wiring(Connectivity.read(WIRING.value))
+    run = run if WIRING.value is None else run.with_wiring(Connectivity.read(WIRING.value))
+    if GATE_LEARNING_RATE.value is not None and run.wiring != "learned":
+        raise errors.UserError(
+            f"--gate_learning_rate is of gates that are learned; {run.entry} has a {run.wiring} wiring"
+        )
+    return run
 
 
 def _fields(text: str | None) -> dict[str, Any]:

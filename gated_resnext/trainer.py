@@ -38,6 +38,7 @@ MOST_ROLLBACKS = 5
 UNUSED = "unused/"  # of a checkpoint's blocks that are not trained any more
 # Seconds of one call of the compiled loop: often enough to stop, to save and to tell, seldom enough to cost nothing.
 CALL_S = 0.5
+UNDECIDED = 0.99  # of log C: gates of a higher entropy differ from 1/C by a fifth or so
 
 
 def train(
@@ -215,7 +216,22 @@ class _Training:
         if real_gates and self.chief:
             arrays = {f"module{i}": gate for i, gate in enumerate(real_gates, start=2)}
             files.write_arrays(self.folder / "gates.npz", arrays)
+            self.progress.say(self._frozen(real_gates))
         return state
+
+    def _frozen(self, real_gates: list[np.ndarray]) -> str:
+        """What the gates came to, and what to do where they were hardly moved."""
+        arch, wiring = self.run.architecture, self.networks.wiring
+        assert wiring is not None
+        entropy, most = float(np.mean([gates.entropy(gate) for gate in real_gates])), math.log(arch.cardinality)
+        line = (
+            f"Wiring frozen: active blocks {' '.join(map(str, wiring.active_blocks))} of {arch.cardinality}, entropy "
+            f"of the gates {entropy:.3f} of {most:.3f} nats"
+        )
+        rate = max(phase.gate_learning_rate for phase in self.run.recipe.phases)
+        if entropy < UNDECIDED * most or not rate or arch.fan_in == arch.cardinality:
+            return line
+        return f"{line}: hardly decided; more epochs decide them, or --gate_learning_rate above {rate:g}"
 
     def _mean_image(self) -> np.ndarray:
         """Of the training images, all of which are looked at first."""

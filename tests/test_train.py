@@ -34,6 +34,11 @@ MISTAKES = {
     "negative epochs": (["--epochs_scale=-1"], "epochs_scale must be above 0. Received: -1"),
     "nan epochs": (["--epochs_scale=nan"], "epochs_scale must be above 0. Received: nan"),
     "infinite epochs": (["--epochs_scale=inf"], "epochs_scale must be above 0. Received: inf"),
+    "no rate of the gates": (["--gate_learning_rate=0"], "gate_learning_rate must be above 0. Received: 0"),
+    "gates that are not learned": (
+        ["--entry=digits_11_4_4_full", "--gate_learning_rate=1"],
+        "gate_learning_rate is of gates that are learned; digits_11_4_4_full has a full wiring",
+    ),
     "unknown strategy": (
         ["--strategy=tpus"],
         "strategy must be one of auto, one_device, mirrored, multi_worker, tpu. Received: 'tpus'",

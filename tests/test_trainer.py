@@ -248,6 +248,20 @@ def test_the_gates_moved_and_then_were_frozen_to_their_top_k(trained):
     assert [row["active_blocks"] for row in later] == [list(model.connectivity.active_blocks)] * 3
 
 
+@pytest.mark.parametrize(("rate", "decided"), [(0.2, False), (500.0, True)])
+def test_what_the_gates_came_to_is_said_when_the_wiring_is_frozen(digits_dir, tmp_path, capsys, rate, decided):
+    run = small_run((0.1, 0.1, 0.2), (0.1, 0.1))
+    trainer.train(dataclasses.replace(run, recipe=run.recipe.with_gate_rate(rate)), tmp_path, data_dir=digits_dir)
+    (line,) = re.findall("^Wiring frozen: .*", capsys.readouterr().out, re.MULTILINE)
+    (gates,) = files.read_arrays(tmp_path / "gates.npz").values()
+    entropy = abs((gates * np.log(gates + 1e-20)).sum(1).mean())
+    assert (entropy < 0.99 * math.log(3)) == decided
+    active = " ".join(map(str, files.read_json(tmp_path / "result.json")["active_blocks"]))
+    told = f"Wiring frozen: active blocks {active} of 3, entropy of the gates {entropy:.3f} of 1.099 nats"
+    hint = ": hardly decided; more epochs decide them, or --gate_learning_rate above 0.2"
+    assert line == told + ("" if decided else hint)
+
+
 def test_the_mean_image_is_that_of_the_training_images(trained, digits_dir):
     images, _ = Images("optical_digits", RECIPES["digits"], digits_dir).arrays("train")
     np.testing.assert_allclose(weights(trained)["standardize/mean_image"], images.mean(0, dtype=np.float64), rtol=1e-6)
