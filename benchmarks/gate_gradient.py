@@ -25,7 +25,7 @@ BATCH = flags.DEFINE_integer("batch", 32, "Images.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 25, "Turns.", lower_bound=1)
 MARKDOWN = flags.DEFINE_string("markdown", "-", "File whose table is written anew; - prints it.")
 BLOCKS, SIZE, FILTERS = 8, 32, 64
-OURS = "two halves of the rows"
+OURS = "two halves of Y"
 
 
 def main(argv: list[str]) -> None:
@@ -59,6 +59,9 @@ def forms() -> dict[str, Callable[[Any, Any], Any]]:
     found: dict[str, Callable[[Any, Any], Any]] = {
         "one product": lambda upstream, y: tf.matmul(upstream, y, transpose_b=True),
         OURS: lambda upstream, y: gates._product_gradient(tf.zeros((BLOCKS, BLOCKS)), y, upstream)[0],
+        "two halves of dS": lambda upstream, y: tf.concat(
+            [tf.matmul(part, y, transpose_b=True) for part in tf.split(upstream, 2)], 0
+        ),
         "a row at a time": lambda upstream, y: tf.concat(
             [tf.matmul(upstream[j : j + 1], y, transpose_b=True) for j in range(BLOCKS)], 0
         ),

@@ -168,11 +168,17 @@ class GatedAggregation(LearnsGates):
         weights = ops.convert_to_tensor(self._gates(training) if self.sources is None else self.fixed_gates)
         if self.aggregation == "weighted":
             weights = weights * ops.convert_to_tensor(self.branch_weights)
-        return (y, weights) if self._leaves_it else ops.relu(gates.aggregate(weights, y))
+        if self._leaves_it:
+            return y, weights
+        return ops.relu(gates.aggregate(weights, y, learned=self._learns and self.trainable))
+
+    @property
+    def _learns(self) -> bool:
+        return self.sources is None or self.aggregation == "weighted"
 
     @property
     def _leaves_it(self) -> bool:
-        return self.remat and (self.sources is None or self.aggregation == "weighted")
+        return self.remat and self._learns
 
     def compute_output_spec(self, y: Any, training: bool | None = None) -> Any:
         blocks = (self.blocks or y.shape[0]) if self.sources is None else len(self.sources)

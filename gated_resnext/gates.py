@@ -152,7 +152,7 @@ def inputs_and_narrowed(gates: Tensor, y: Tensor, kernel: Tensor) -> tuple[Tenso
     return pair[0], pair[1]
 
 
-def aggregate(gates: Tensor, y: Tensor) -> Tensor:
+def aggregate(gates: Tensor, y: Tensor, learned: bool = True) -> Tensor:
     """Weighted sums of branches, x_j = sum_k g_jk y_k (Eq. 2), as one matrix product.
 
     Differentiated, it gives dL/dg_jk = <dL/dx_j, y_k> for every k, also those with a gate of zero.
@@ -160,12 +160,14 @@ def aggregate(gates: Tensor, y: Tensor) -> Tensor:
     Args:
         gates: (J, C).
         y: (C, batch, height, width, channels).
+        learned: whether the gradient of the gates is wanted; with learned gates that of y waits for it.
 
     Returns:
         (J, batch, height, width, channels).
     """
     shape = ops.shape(y)
-    flat = _product(ops.cast(gates, y.dtype), ops.reshape(y, (shape[0], -1)))
+    product = _product if learned else ops.matmul
+    flat = product(ops.cast(gates, y.dtype), ops.reshape(y, (shape[0], -1)))
     return ops.reshape(flat, (gates.shape[0], *shape[1:]))
 
 
@@ -180,10 +182,13 @@ def _product(gates: Tensor, y: Tensor) -> tuple[Tensor, Any]:
 
 
 def _product_gradient(gates: Tensor, y: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    half = (gates.shape[0] + 1) // 2
-    parts = [part for part in (gradient[:half], gradient[half:]) if part.shape[0]]
-    of_gates = ops.concatenate([ops.matmul(part, ops.transpose(y)) for part in parts])
-    return of_gates, ops.matmul(ops.transpose(gates), gradient)
+    # y was written long ago: its halves are read once each, the fresh gradient twice.
+    half = (y.shape[0] + 1) // 2
+    parts = [part for part in (y[:half], y[half:]) if part.shape[0]]
+    of_gates = ops.concatenate([ops.matmul(gradient, ops.transpose(part)) for part in parts], 1)
+    # That the product for y waits for the gates' keeps the latter's two together, a core each (docs/performance.md).
+    waiting = gates + 0 * of_gates
+    return of_gates, ops.matmul(ops.transpose(waiting), gradient)
 
 
 def entropy(real_gates: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ def test_gate_gradient(run_python):
     done = run_python("-m", "benchmarks.gate_gradient", "--batch=1", "--rounds=1")
     assert done.returncode == 0, done.stderr
     forms = [line.split(" | ")[0] for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert forms[:3] == ["| form", "| one product", "| two halves of the rows"] and "| reading both" in forms
+    assert forms[:3] == ["| form", "| one product", "| two halves of Y"] and "| reading both" in forms
 
 
 def test_export_latency(run_python, tmp_path):
