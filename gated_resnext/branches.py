@@ -121,7 +121,9 @@ class GatedBranches(keras.layers.Layer):
     def _inputs(self, y: Sequence[Tensor], training: bool | None) -> list[Tensor]:
         if self.sources is None:
             stacked, weights = self.gate(ops.stack(y), training=training)
-            return ops.unstack(self.activation(gates.aggregate(weights, stacked)), len(self.branches))
+            return ops.unstack(
+                self.activation(gates.aggregate(weights, stacked, learned=self.gate.trainable)), len(self.branches)
+            )
         # Term by term, so that a sum is the same to the last bit once the outputs that it leaves out are gone.
         read = {}
         for block in set(self.sources):

@@ -159,7 +159,8 @@ def _images(network: Trained, name: str, data_dir: str | os.PathLike[str] | None
     from gated_resnext import arrays
 
     # Recipes of no training, so that there may be any number of images.
-    if arrays.are_packed(name, data_dir) or importlib.util.find_spec("tensorflow") is None:
+    packed = data_dir is not None and arrays.are_packed(name, data_dir)
+    if packed or importlib.util.find_spec("tensorflow") is None:
         recipe = dataclasses.replace(recipes.RECIPES["cifar"], batch_size=1)
         return arrays.ArrayImages(name, recipe, data_dir, network.shape)
     from gated_resnext import own_data, sources
