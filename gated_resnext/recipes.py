@@ -121,6 +121,8 @@ class Recipe:
         """
         if not rate > 0:
             raise ValueError(f"gate_learning_rate must be above 0. Received: {rate}")
+        if not any(phase.gate_learning_rate for phase in self.phases):
+            raise ValueError(f"the recipe {self.name!r} learns no gates")
         phases = tuple(
             dataclasses.replace(phase, gate_learning_rate=float(rate)) if phase.gate_learning_rate else phase
             for phase in self.phases

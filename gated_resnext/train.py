@@ -131,10 +131,10 @@ def _run_of_own_data() -> workdir.Run:
 def _wired(run: workdir.Run) -> workdir.Run:
     """The run with the wiring of --wiring, where there is one."""
     run = run if WIRING.value is None else run.with_wiring(Connectivity.read(WIRING.value))
-    if GATE_LEARNING_RATE.value is not None and run.wiring != "learned":
-        raise errors.UserError(
-            f"--gate_learning_rate is of gates that are learned; {run.entry} has a {run.wiring} wiring"
-        )
+    learns = run.wiring == "learned" and run.architecture.learnable
+    if GATE_LEARNING_RATE.value is not None and not learns:
+        kind = run.wiring if run.architecture.learnable else "full"
+        raise errors.UserError(f"--gate_learning_rate is of gates that are learned; {run.entry} has a {kind} wiring")
     return run
 
 

@@ -160,7 +160,10 @@ def _images(network: Trained, name: str, data_dir: str | os.PathLike[str] | None
 
     # Recipes of no training, so that there may be any number of images.
     packed = data_dir is not None and arrays.are_packed(name, data_dir)
-    if packed or importlib.util.find_spec("tensorflow") is None:
+    alone = importlib.util.find_spec("tensorflow") is None
+    if alone and (name not in DATASETS or DATASETS[name].streamed):
+        raise UserError(f"the images of {name} are read by TensorFlow alone, which is not installed")
+    if packed or alone:
         recipe = dataclasses.replace(recipes.RECIPES["cifar"], batch_size=1)
         return arrays.ArrayImages(name, recipe, data_dir, network.shape)
     from gated_resnext import own_data, sources

@@ -38,7 +38,7 @@ MOST_ROLLBACKS = 5
 UNUSED = "unused/"  # of a checkpoint's blocks that are not trained any more
 # Seconds of one call of the compiled loop: often enough to stop, to save and to tell, seldom enough to cost nothing.
 CALL_S = 0.5
-UNDECIDED = 0.99  # of log C: gates of a higher entropy differ from 1/C by a fifth or so
+UNDECIDED = 0.99  # of log C: above it gates differ from 1/C by less than about a fifth, for C = 8
 
 
 def train(
@@ -228,10 +228,11 @@ class _Training:
             f"Wiring frozen: active blocks {' '.join(map(str, wiring.active_blocks))} of {arch.cardinality}, entropy "
             f"of the gates {entropy:.3f} of {most:.3f} nats"
         )
-        rate = max(phase.gate_learning_rate for phase in self.run.recipe.phases)
+        rate = self.run.recipe.phases[0].gate_learning_rate
         if entropy < UNDECIDED * most or not rate or arch.fan_in == arch.cardinality:
             return line
-        return f"{line}: hardly decided; more epochs decide them, or --gate_learning_rate above {rate:g}"
+        hint = f"more epochs decide them, or --gate_learning_rate above {rate:g}, in a new --workdir"
+        return f"{line}: hardly decided; {hint}"
 
     def _mean_image(self) -> np.ndarray:
         """Of the training images, all of which are looked at first."""

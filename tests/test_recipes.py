@@ -61,6 +61,12 @@ def test_every_recipe_is_called_by_its_name():
     assert set(RECIPES) == {"cifar", "mini_imagenet", "imagenet", "digits", "photos"}
 
 
+def test_another_rate_of_gates_that_no_phase_learns_is_refused():
+    recipe = dataclasses.replace(RECIPES["digits"], phases=(Phase(1, 0.1),))
+    with pytest.raises(ValueError, match="the recipe 'digits' learns no gates"):
+        recipe.with_gate_rate(5)
+
+
 def test_a_recipe_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         RECIPES["cifar"].batch_size = 1

@@ -258,7 +258,7 @@ def test_what_the_gates_came_to_is_said_when_the_wiring_is_frozen(digits_dir, tm
     assert (entropy < 0.99 * math.log(3)) == decided
     active = " ".join(map(str, files.read_json(tmp_path / "result.json")["active_blocks"]))
     told = f"Wiring frozen: active blocks {active} of 3, entropy of the gates {entropy:.3f} of 1.099 nats"
-    hint = ": hardly decided; more epochs decide them, or --gate_learning_rate above 0.2"
+    hint = ": hardly decided; more epochs decide them, or --gate_learning_rate above 0.2, in a new --workdir"
     assert line == told + ("" if decided else hint)
 
 
