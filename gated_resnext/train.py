@@ -129,7 +129,7 @@ def _run_of_own_data() -> workdir.Run:
 
 
 def _wired(run: workdir.Run) -> workdir.Run:
-    """The run with the wiring of --wiring, where there is one."""
+    """The run with the wiring of --wiring, where there is one; a rate of the gates goes with learned ones alone."""
     run = run if WIRING.value is None else run.with_wiring(Connectivity.read(WIRING.value))
     learns = run.wiring == "learned" and run.architecture.learnable
     if GATE_LEARNING_RATE.value is not None and not learns:

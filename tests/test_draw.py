@@ -89,7 +89,10 @@ def test_curves_of_a_training_and_of_the_zoo(trained, tmp_path):
     subjects = [Subject.of_workdir(trained), Subject.of_entry(PUBLISHED)]
     said = pictures.draw("curves", subjects, tmp_path / "curves.svg")
     card = zoo.card(PUBLISHED)
-    assert f"{K1}: 4 rounds, " in said and f"{PUBLISHED}: 4 rounds, {100 * card['top1']:.2f} % top-1" in said
+    assert (
+        f"{K1}: 4 rounds, " in said
+        and f"{PUBLISHED}: {len(card['curve'])} rounds, {100 * card['top1']:.2f} % top-1" in said
+    )
     svg = Svg(tmp_path / "curves.svg")
     assert len(svg.middles("test-top1-1")) == 4 and len(svg.middles("loss-2")) == len(card["curve"])
     # Phases of the card, from its recipe: 120, 100, 50 and 50 of 320 epochs.
