@@ -168,7 +168,7 @@ def csv_lines(setting: Setting, outcomes: Sequence[Outcome]) -> str:
     buffer = io.StringIO()
     names = ["row", "dataset", "wiring", "fan_in", "seed", "diverged_at_step", "top1", "top5", "test_images"]
     names += ["parameters", "parameters_pruned", "active_blocks", "epochs", "schedule_epochs", "recipe", "limit"]
-    names += ["steps", "seconds", "precision", "gate_entropy", "version"]
+    names += ["steps", "seconds", "backend", "precision", "gate_entropy", "version"]
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
     for row, seed, result, diverged, entropy in outcomes:

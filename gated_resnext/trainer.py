@@ -432,6 +432,7 @@ class _Training:
             "epochs": round(self.place.step / self.images.steps_per_epoch, 3),
             "steps": self.place.step,
             "seed": self.run.seed,
+            "backend": keras.backend.backend(),
             "precision": self.networks.options["precision"],
             "seconds": round(self.place.seconds, 1),
             "rollbacks": self.place.rollbacks,

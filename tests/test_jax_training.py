@@ -169,7 +169,9 @@ def test_what_jax_trained_is_evaluated_and_published_without_tensorflow(packed, 
     flags = f"--workdir={workdir}", f"--data_dir={packed}", f"--zoo={zoo}", "--hardware=a test's"
     done = in_jax(publish, *flags)
     assert f"Published digits_11_4_4_k2: top-1 {100 * result['top1']:.2f} %" in done.stdout
-    assert json.loads((zoo / "cards" / "digits_11_4_4_k2.json").read_text())["top1"] == result["top1"]
+    card = json.loads((zoo / "cards" / "digits_11_4_4_k2.json").read_text())
+    assert card["top1"] == result["top1"] and result["backend"] == "jax"
+    assert card["command"].startswith("KERAS_BACKEND=jax python -m gated_resnext.train --entry=digits_11_4_4_k2 ")
     missing = in_jax(evaluate, f"--workdir={workdir}", f"--data_dir={tmp_path}", fails=True)
     assert missing.stderr.strip().splitlines()[-1].startswith(f"error: there is no {tmp_path}/optical_digits/arrays")
 

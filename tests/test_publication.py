@@ -27,7 +27,8 @@ def test_published_weights_reach_what_the_card_says(trained, digits_dir, folder)
     result = files.read_json(trained / "result.json")
     assert card == zoo.card(NAME)
     assert (card["top1"], card["epochs"]) == (result["top1"], result["epochs"])
-    assert card["schedule_epochs"] == 64 and card["command"].endswith(f"--entry={NAME} --seed=0 --epochs_scale=0.03")
+    assert card["schedule_epochs"] == 64
+    assert card["command"] == f"python -m gated_resnext.train --entry={NAME} --seed=0 --epochs_scale=0.03"
     model = zoo.load(NAME, "published")
     assert model.connectivity.to_dict() == card["connectivity"] == result["connectivity"]
     assert publication.top1(model, Images("optical_digits", RECIPES["digits"], digits_dir)) == card["top1"]
@@ -45,6 +46,15 @@ def test_the_command_has_the_precision(trained, digits_dir, folder, tmp_path):
     files.write_json(workdir / "result.json", {**result, "precision": "mixed_bfloat16"})
     card = publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
     assert card["command"].endswith(" --seed=0 --epochs_scale=0.03 --precision=mixed_bfloat16")
+
+
+def test_other_images_than_the_trainings_are_refused(trained, digits_dir, folder, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "copy")
+    result = files.read_json(workdir / "result.json")
+    files.write_json(workdir / "result.json", {**result, "top1": result["top1"] - 0.01})
+    with pytest.raises(UserError, match=r"reaches .* % on these test images, and its training measured"):
+        publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
+    assert not (folder / "cards").exists() and not (folder / "weights").exists()
 
 
 def test_an_unfinished_training_or_no_zoo_is_refused(trained, digits_dir, folder, tmp_path):
