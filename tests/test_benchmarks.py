@@ -2,7 +2,10 @@
 
 import importlib.util
 
+import numpy as np
 import pytest
+
+from gated_resnext import zoo
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("benchmarks") is None, reason="benchmarks/ is in the checkout only"
@@ -64,6 +67,34 @@ def test_weighted(run_python, tmp_path):
     row = [cell.strip() for cell in done.stdout.splitlines()[-1].split("|")]
     assert row[1:3] == ["weighted", "random"] and row[5] == "93,786"
     assert (tmp_path / "weighted_random_1" / "result.json").is_file()
+
+
+def test_gate_agreement(run_python):
+    flags = ("--entry=digits_11_4_4_k2", "--steps=3", "--batch=16")
+    done = run_python("-m", "benchmarks.gate_agreement", *flags)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if "| " in line]
+    assert [len(row) for row in rows] == [6, 6, 6] and [row[0] for row in rows[1:]] == ["2", "3"]
+    refused = run_python("-m", "benchmarks.gate_agreement", "--entry=digits_11_4_4_full")
+    assert refused.stderr.startswith("error: --entry must have a learned wiring. Received: digits_11_4_4_full")
+
+
+@pytest.mark.parametrize("aggregation", ["mean", "sum"])
+def test_the_parts_of_the_gates_gradient_are_the_whole(aggregation):
+    from benchmarks.gate_agreement import of_gates
+    from gated_resnext.model import GatedResNeXt
+
+    arch = zoo.architecture("cifar10_20_4_8_k4").replace(cardinality=3, fan_in=2, input_shape=(8, 8, 3))
+    model = GatedResNeXt(arch.replace(aggregation=aggregation), classifier_activation=None, seed=0)
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    found, variables = of_gates(model, images, np.arange(4))
+    assert len(variables) == len(model.trainable_variables)
+    assert sorted({number for number, _ in found}) == [2, 3, 4, 5, 6]
+    assert sorted({number for number, name in found if name != "all"}) == [2, 4, 6]
+    for number in (2, 4, 6):
+        shortcut, residual, whole = (np.asarray(found[number, name]) for name in ("shortcut", "residual", "all"))
+        assert np.abs(shortcut).max() > 0 and np.abs(residual).max() > 0
+        np.testing.assert_allclose(shortcut + residual, whole, atol=1e-5 * np.abs(whole).max())
 
 
 def test_dense(run_python):
