@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gated_resnext import files
+from gated_resnext.datasets.table import DATASETS
 from gated_resnext.errors import UserError
 from gated_resnext.recipes import Recipe
 
@@ -90,6 +91,8 @@ class ArrayImages:
         path = _about(name, folder)
         root = path.parent
         if not path.is_file():
+            if name not in DATASETS or DATASETS[name].streamed:
+                raise UserError(f"the images of {name} are read by TensorFlow alone: KERAS_BACKEND=tensorflow")
             raise UserError(
                 f"there is no {path}; where TensorFlow is, python -m gated_resnext.pack --dataset={name} "
                 f"--output={root.parent} writes it"

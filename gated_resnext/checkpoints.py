@@ -38,6 +38,7 @@ class Place:
         rollbacks: so far.
         images: digest of what is trained and tested on.
         wiring: as a dict; None while it is learned.
+        arithmetic: backend, precision and whether batch norm is synchronized; None in those of before 0.2.0.
     """
 
     phase: int = 0
@@ -50,6 +51,7 @@ class Place:
     rollbacks: int = 0
     images: str = ""
     wiring: dict[str, Any] | None = None
+    arithmetic: dict[str, Any] | None = None
 
 
 class Checkpoints:

@@ -24,7 +24,9 @@ def options() -> dict[str, Any]:
     import keras
 
     scope = None
-    if keras.backend.backend() != "jax":
+    if keras.backend.backend() not in ("jax", "tensorflow"):
+        raise errors.UserError(f"KERAS_BACKEND must be tensorflow or jax to train. Received: {keras.backend.backend()}")
+    if keras.backend.backend() == "tensorflow":
         from gated_resnext import distribution
 
         scope = distribution.strategy(STRATEGY.value)

@@ -25,13 +25,13 @@ DRAWN = 100
 class Setting(NamedTuple):
     """How an experiment is run, told in its header.
 
-    `recipe` is the schedule as trained, `whole_epochs` are those of the schedule it is a part of; seeds are 0 to
-    `seeds` - 1; `versions` and `hardware` are text.
+    `recipe` is the schedule as trained, `whole` that of the paper or of the data set; seeds are 0 to `seeds` - 1;
+    `versions` and `hardware` are text.
     """
 
     command: str
     recipe: Recipe
-    whole_epochs: float
+    whole: Recipe
     seeds: int
     limit: int | None = None
     versions: str = ""
@@ -181,7 +181,7 @@ def csv_lines(setting: Setting, outcomes: Sequence[Outcome]) -> str:
                 **{"row": row.name, "dataset": row.dataset, "wiring": row.wiring, "seed": seed},
                 **{"fan_in": row.architecture.fan_in, "diverged_at_step": diverged, "active_blocks": active},
                 **{"parameters": row.architecture.parameters(), "parameters_pruned": pruned, "gate_entropy": entropy},
-                **{"schedule_epochs": setting.whole_epochs, "recipe": setting.recipe.name, "limit": setting.limit},
+                **{"schedule_epochs": setting.whole.epochs, "recipe": setting.recipe.name, "limit": setting.limit},
             }
         )
     return buffer.getvalue()
@@ -192,10 +192,12 @@ def csv_lines(setting: Setting, outcomes: Sequence[Outcome]) -> str:
 
 def _how_much(setting: Setting, outcomes: Sequence[Outcome]) -> str:
     """How much of the schedule and of the images was trained, so that no short run is read as the paper's."""
-    recipe, whole = setting.recipe, math.isclose(setting.recipe.epochs, setting.whole_epochs)
+    recipe, whole = setting.recipe, setting.recipe == setting.whole
     epochs = f"the whole schedule, {recipe.epochs:g} epochs"
-    if not whole:
-        epochs = f"{recipe.epochs:.4g} of the schedule's {setting.whole_epochs:g} epochs"
+    if not recipe.is_part_of(setting.whole):
+        epochs = f"{recipe.epochs:.4g} epochs of another schedule, {recipe.name!r}"
+    elif not whole:
+        epochs = f"{recipe.epochs:.4g} of the schedule's {setting.whole.epochs:g} epochs"
     images = "all training images" if setting.limit is None else f"the first {setting.limit:,} training images"
     text = f"Trained: {epochs}, on {images}."
     if not whole or setting.limit is not None:
@@ -279,7 +281,7 @@ def _measured(row: Row, setting: Setting, ended: Sequence[Outcome]) -> list[str]
     return [
         *cells,
         f"{pruned:,.0f}",
-        f"{statistics.fmean(result['epochs'] for result in results):.4g} of {setting.whole_epochs:g}",
+        f"{statistics.fmean(result['epochs'] for result in results):.4g} of {setting.whole.epochs:g}",
         f"{statistics.fmean(entropies):.3f} {of}" if entropies else "",
         f"{statistics.fmean(result['seconds'] for result in results):,.0f}",
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from gated_resnext import zoo
 from gated_resnext.architecture import Architecture
-from gated_resnext.datasets.table import FOLDER
+from gated_resnext.datasets.table import DATASETS, FOLDER
 from gated_resnext.errors import UserError
 from gated_resnext.recipes import Recipe, read
 from gated_resnext.sources import open_source
@@ -31,13 +31,13 @@ def run_of(
     seed: int = 0,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> Run:
-    """What to train on a data set that the zoo does not know.
+    """What to train on a data set of one's own, or with another network than the zoo's.
 
     Args:
         dataset: what `sources.open_source` takes.
         entry: the zoo's network to take after; None for a small one.
         fields: of its `Architecture`, to change.
-        recipe: what `recipes.read` takes; None for one that fits the images.
+        recipe: what `recipes.read` takes; None for that of the data set, where the zoo knows it, else one that fits.
         epochs_scale: makes every phase longer or shorter.
         gate_learning_rate: another rate of the gates; None for the recipe's.
         seed: of weights, draws, shuffling and augmentation.
@@ -60,7 +60,8 @@ def run_of(
         shape = template.replace(**changes)
     except (ValueError, TypeError) as error:
         raise UserError(f"--architecture: {error}") from None
-    schedule: Recipe = read(recipe or RECIPES[source.streamed], epochs_scale, gate_learning_rate)
+    own = DATASETS[dataset].recipe if dataset in DATASETS else RECIPES[source.streamed]
+    schedule: Recipe = read(recipe or own, epochs_scale, gate_learning_rate)
     return Run(_name(dataset, shape, wiring), shape, wiring, dataset, schedule, seed)
 
 

@@ -63,7 +63,7 @@ class PhaseNetworks:
         if self.wiring is not None and state is None:
             state = self._cut(self._initial())
         wiring, loop = self._fixed
-        if loop is None or wiring != self.wiring:
+        if loop is None or wiring != self.wiring or state is None:  # at its start a run has the initial weights
             loop = self._compiled(phase)
             if not loop.model.real_gates():  # then built and traced once for all phases
                 self._fixed = self.wiring, loop

@@ -38,7 +38,8 @@ def preprocess_input(
         images: (n, height, width, channels), or a sequence of (height, width, channels) of different sizes, whole
             numbers or floats from 0 to 255. Of 4 channels the fourth, transparency, is dropped.
         network: an entry of the zoo, a network, or (height, width, channels).
-        resize: shorter side before the central crop; None for the entry's, else just large enough.
+        resize: shorter side before the central crop; None for the entry's, which a network of the zoo's name and
+            input has too, else just large enough.
 
     Returns:
         (n, height, width, channels) uint8.
@@ -77,14 +78,20 @@ def _crop(shape: tuple[int, int, int], side: int) -> Any:
 def _wanted(network: str | GatedResNeXt | Sequence[int], resize: int | None) -> tuple[tuple[int, int, int], int]:
     """The network's input, and the shorter side before its crop."""
     if isinstance(network, str):
-        info = DATASETS[zoo.entry(network).dataset]
-        shape = zoo.architecture(network).input_shape
-        return shape, resize or recipes.RECIPES[info.recipe].shorter_side(shape, info.picture_side)
+        return _of_entry(network, resize)
     sizes = network.architecture.input_shape if hasattr(network, "architecture") else tuple(network)
+    name = getattr(network, "name", None)
+    if name in zoo.ENTRIES and sizes == zoo.architecture(name).input_shape:
+        return _of_entry(name, resize)
     if len(sizes) != 3 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
         raise UserError(f"expected an entry's name, a network or (height, width, channels). Received: {network!r}")
     height, width, channels = map(int, sizes)
     return (height, width, channels), resize or max(height, width)
+
+
+def _of_entry(name: str, resize: int | None) -> tuple[tuple[int, int, int], int]:
+    info, shape = DATASETS[zoo.entry(name).dataset], zoo.architecture(name).input_shape
+    return shape, resize or recipes.RECIPES[info.recipe].shorter_side(shape, info.picture_side)
 
 
 def _check_pixels(images: list[np.ndarray]) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gated_resnext import evaluation, files, trained, zoo
+from gated_resnext.datasets.table import DATASETS
 from gated_resnext.errors import UserError
 from gated_resnext.model import GatedResNeXt
-from gated_resnext.recipes import RECIPES
+from gated_resnext.recipes import RECIPES, Recipe
 from gated_resnext.workdir import Run, read_metrics
 
 if TYPE_CHECKING:
@@ -44,8 +45,12 @@ def publish(
             what its training measured.
     """
     run = Run.read(workdir)
-    if run.recipe.name not in RECIPES:
-        raise UserError(f"the zoo holds runs of {', '.join(RECIPES)} alone. Received: the recipe {run.recipe.name!r}")
+    whole = RECIPES[DATASETS[zoo.entry(run.entry).dataset].recipe]
+    if not run.recipe.is_part_of(whole):
+        raise UserError(
+            f"the zoo holds {run.entry} after the recipe {whole.name!r}, or a part of it. Received: {run.recipe.name!r}"
+            + (", of other numbers" if run.recipe.name == whole.name else "")
+        )
     if run.limit is not None:
         raise UserError(f"the zoo holds runs on all training images. Received: one on the first {run.limit:,}")
     if run.connectivity is not None:
@@ -70,11 +75,11 @@ def publish(
     card = {
         "entry": run.entry,
         "dataset": run.dataset,
-        "command": f"{_backend(result)}python -m gated_resnext.train --entry={run.entry} --seed={run.seed}{_scale(run)}"
-        f"{_precision(result)}",
+        "command": f"{_backend(result)}python -m gated_resnext.train --entry={run.entry} --seed={run.seed}"
+        f"{_scale(run, whole)}{_precision(result)}",
         "recipe": run.recipe.name,
         "epochs": result["epochs"],
-        "schedule_epochs": RECIPES[run.recipe.name].epochs,
+        "schedule_epochs": whole.epochs,
         "seed": run.seed,
         "hardware": hardware,
         "seconds": result["seconds"],
@@ -120,9 +125,9 @@ def _shrunk(value: np.ndarray, dtype: Any) -> np.ndarray:
     return value.astype(dtype) if value.dtype.kind == "f" else value
 
 
-def _scale(run: Run) -> str:
-    whole = RECIPES[run.recipe.name].epochs
-    return "" if run.recipe.epochs == whole else f" --epochs_scale={run.recipe.epochs / whole:.6g}"
+def _scale(run: Run, whole: Recipe) -> str:
+    factor = run.recipe.epochs / whole.epochs
+    return "" if factor == 1 else f" --epochs_scale={factor:.6g}"
 
 
 def _backend(result: dict[str, Any]) -> str:

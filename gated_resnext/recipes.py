@@ -111,6 +111,24 @@ class Recipe:
         phases = (dataclasses.replace(phase, epochs=phase.epochs * factor) for phase in self.phases)
         return dataclasses.replace(self, phases=tuple(phases))
 
+    def is_part_of(self, whole: Recipe) -> bool:
+        """Whether it is that schedule, every phase longer or shorter in one proportion.
+
+        Example:
+
+        >>> RECIPES["cifar"].scaled(0.0075).is_part_of(RECIPES["cifar"])
+        True
+        """
+
+        def but_for_length(recipe: Recipe) -> Recipe:
+            phases = tuple(dataclasses.replace(phase, epochs=1) for phase in recipe.phases)
+            return dataclasses.replace(recipe, phases=phases)
+
+        return but_for_length(self) == but_for_length(whole) and all(
+            math.isclose(mine.epochs * whole.epochs, theirs.epochs * self.epochs, rel_tol=1e-9)
+            for mine, theirs in zip(self.phases, whole.phases, strict=True)
+        )
+
     def with_gate_rate(self, rate: float) -> Recipe:
         """The same schedule with gates learned at another rate, which its name then says.
 

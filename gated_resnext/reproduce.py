@@ -55,11 +55,12 @@ def main(argv: list[str]) -> None:
     del argv
     experiment = reproduction.chosen(_experiment(), ROWS.value)
     name = RECIPE.value or zoo.DATASETS[experiment.dataset].recipe
-    whole, recipe = recipes.read(name), recipes.read(name, EPOCHS_SCALE.value, GATE_LEARNING_RATE.value)
+    whole = recipes.RECIPES[zoo.DATASETS[experiment.dataset].recipe]
+    recipe = recipes.read(name, EPOCHS_SCALE.value, GATE_LEARNING_RATE.value)
     if not CHECKPOINT_SECONDS.value >= 0:
         raise errors.UserError(f"checkpoint_seconds must be 0 or more. Received: {CHECKPOINT_SECONDS.value}")
     setting = ledger.Setting(
-        _command(), recipe, whole.epochs, SEEDS.value, LIMIT.value, _versions(), HARDWARE.value or _hardware()
+        _command(), recipe, whole, SEEDS.value, LIMIT.value, _versions(), HARDWARE.value or _hardware()
     )
     folder = pathlib.Path(OUTPUT.value).expanduser()
     outcomes = reproduction.reproduce(

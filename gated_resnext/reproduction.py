@@ -63,7 +63,7 @@ def reproduce(
 ) -> list[Outcome]:
     """Trains what is left of an experiment, all rows of a seed before the next seed, and writes its ledger.
 
-    Stopped anywhere, the same call goes on. SIGTERM saves and raises SystemExit(0).
+    Stopped anywhere, the same call goes on. SIGTERM saves and raises SystemExit(0), Ctrl-C KeyboardInterrupt.
 
     Args:
         experiment: the rows.
@@ -98,7 +98,7 @@ def reproduce(
             from gated_resnext import trainer  # seconds, and not needed where all runs have ended
 
             if termination.asked:
-                raise SystemExit(0)
+                termination.end()
             given = options() if given is None else given
             say(f"\nRun {number} of {len(runs)}: {row.name}, seed {run.seed}{_time_left(runs, ended)}")
             place = _place(folder, experiment, run)

@@ -11,8 +11,10 @@ Trains into --workdir; the same command again goes on where it stopped.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pathlib
+import shlex
 from typing import Any
 
 from absl import flags
@@ -88,8 +90,14 @@ def main(argv: list[str]) -> None:
         f"  active blocks   {' '.join(map(str, result['active_blocks']))} of {' '.join(map(str, result['blocks']))}\n"
         f"  parameters      {result['parameters']:,}; {result['parameters_pruned']:,} after pruning\n"
         f"  written         {folder}/model.keras\n\n"
-        f"Next: python -m export.prune_and_save --workdir={folder} --output=models"
+        f"Next: python -m export.prune_and_save {shlex.join([f'--workdir={folder}', *_data_for_export(result)])} "
+        "--output=models"
     )
+
+
+def _data_for_export(result: dict[str, Any]) -> list[str]:
+    """Where the export finds the images: not in what JAX was given, for the export reads them by TensorFlow."""
+    return [f"--data_dir={DATA_DIR.value}"] if DATA_DIR.value and result["backend"] == "tensorflow" else []
 
 
 def _writes(scope: Any) -> bool:
@@ -113,6 +121,7 @@ def _run_of_the_zoo() -> workdir.Run:
 def _run_of_own_data() -> workdir.Run:
     if DATASET.value and IMAGE_FOLDER.value:
         raise errors.UserError("give one of --dataset=NAME and --image_folder=FOLDER")
+    _check_backend()
     from gated_resnext import own_data
 
     dataset = DATASET.value or FOLDER + str(pathlib.Path(IMAGE_FOLDER.value).expanduser().absolute())
@@ -126,6 +135,20 @@ def _run_of_own_data() -> workdir.Run:
         seed=SEED.value,
         data_dir=DATA_DIR.value,
     )
+
+
+def _check_backend() -> None:
+    """Finds that TensorFlow reads the images, or that JAX trains what `gated_resnext.pack` can write."""
+    import keras
+
+    if keras.backend.backend() != "jax":
+        return
+    info = zoo.DATASETS.get(DATASET.value or "")
+    if info is None or info.streamed or importlib.util.find_spec("tensorflow") is None:
+        raise errors.UserError(
+            "under JAX --entry trains a network of the zoo on what gated_resnext.pack wrote; for data of your own set "
+            "KERAS_BACKEND=tensorflow"
+        )
 
 
 def _wired(run: workdir.Run) -> workdir.Run:

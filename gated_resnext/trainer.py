@@ -6,6 +6,7 @@ The workdir holds: `run.json` (what is trained), `checkpoints/` (the newest stat
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import pathlib
@@ -56,7 +57,7 @@ def train(
     """Trains, or goes on training, and evaluates.
 
     Every step is a function of the state before it, so that a run stopped anywhere ends in the weights of an
-    uninterrupted one. SIGTERM saves and raises SystemExit(0).
+    uninterrupted one. SIGTERM saves and raises SystemExit(0), Ctrl-C saves and raises KeyboardInterrupt.
 
     Args:
         run: what to train.
@@ -99,7 +100,7 @@ def train(
                 return training.run_phases()
             except engine.Lost as error:
                 if termination.asked:  # and so was the worker that is gone
-                    raise SystemExit(0) from error
+                    termination.end()
                 raise UserError(
                     "another worker is gone; started again on all of them, the same command goes on from the newest "
                     "checkpoint"
@@ -112,6 +113,8 @@ def _engine(scope: Any) -> Any:
         from gated_resnext.jax_loop import JaxEngine
 
         return JaxEngine()
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(f"KERAS_BACKEND must be tensorflow or jax to train. Received: {keras.backend.backend()}")
     from gated_resnext.loop import TensorFlowEngine
 
     return TensorFlowEngine(scope)
@@ -150,8 +153,8 @@ class _Training:
         self.checkpoints = Checkpoints(folder / "checkpoints", checkpoint_s)
         self.schedule: tuple[Steps, ...] = run.recipe.steps(images.steps_per_epoch)
         self.history = GateHistory(folder, self._learning_steps)
-        self.place = Place(images=images.source.digest())
         self.networks = PhaseNetworks(run, engine, self._mean_image, options)
+        self.place = self._start()
         self.saved = (-1, -1)
         self.call_steps = 1
         self.progress = Progress(
@@ -160,6 +163,20 @@ class _Training:
             run.recipe.batch_size,
             silent=not self.chief,
         )
+
+    def _start(self) -> Place:
+        """Before the first step."""
+        return Place(images=self.images.source.digest(), arithmetic=self._arithmetic)
+
+    @property
+    def _arithmetic(self) -> dict[str, Any]:
+        """What a run keeps to its end beside `Run`: the result depends on it."""
+        options = self.networks.options
+        return {
+            "backend": keras.backend.backend(),
+            "precision": options["precision"],
+            "sync_batch_norm": bool(options.get("synchronized")),
+        }
 
     @property
     def total_steps(self) -> int:
@@ -347,7 +364,7 @@ class _Training:
         if loop.optimizer is not None and self.saved != (place.step, place.round):
             self.save(loop)
         self.progress.say(f"Saved after step {place.step} of {self.total_steps}; the same command goes on from there")
-        raise SystemExit(0)
+        self.termination.end()
 
     # The state on disk
 
@@ -393,6 +410,18 @@ class _Training:
             raise UserError(
                 f"the run began with other images of {self.run.dataset}; restore them or choose another --workdir"
             )
+        began = place.arithmetic or self._arithmetic
+        changed = [name for name, value in self._arithmetic.items() if began.get(name) != value]
+        if changed:
+            flags = {
+                "backend": "KERAS_BACKEND={}",
+                "precision": "--precision={}",
+                "sync_batch_norm": "--{}sync_batch_norm",
+            }
+            given = {**began, "sync_batch_norm": "" if began.get("sync_batch_norm") else "no"}
+            told = " and ".join(flags[name].format(given[name]) for name in changed)
+            raise UserError(f"the run began with {told}; go on with that or choose another --workdir")
+        place.arithmetic = began
 
     def _roll_back(self, error: _Diverged) -> Weights | None:
         """The state of the newest good checkpoint, from which to go on at half the rate; bad ones are removed.
@@ -412,7 +441,7 @@ class _Training:
                 f"{what}, after {rollbacks} rollbacks; {kept}. Lower the rates in a recipe of your own", step
             )
         phase = self.place.phase
-        self.place = Place(images=self.images.source.digest())
+        self.place = self._start()
         self.networks.go_on_from(self.run.initial_wiring(), {})
         state = self._restore(error.step)
         self.place.rollbacks, self.place.rate = rollbacks + 1, rate / 2 if self.place.phase == phase else 1.0
@@ -422,6 +451,9 @@ class _Training:
     def _finish(self, state: Weights | None) -> dict[str, Any]:
         """Writes the network, all its blocks, and what it reaches on the test images."""
         assert state is not None
+        if self.networks.wiring is None:  # the schedule learned the gates to its end
+            state = self._freeze(state)
+            assert state is not None
         loop = self.networks.whole(state)
         tests = self._evaluate(loop).means()
         arch, model, wiring = self.run.architecture, loop.model, loop.model.wiring()
@@ -432,8 +464,8 @@ class _Training:
             "epochs": round(self.place.step / self.images.steps_per_epoch, 3),
             "steps": self.place.step,
             "seed": self.run.seed,
-            "backend": keras.backend.backend(),
-            "precision": self.networks.options["precision"],
+            "backend": self._arithmetic["backend"],
+            "precision": self._arithmetic["precision"],
             "seconds": round(self.place.seconds, 1),
             "rollbacks": self.place.rollbacks,
             "top1": tests["top1"],
@@ -445,10 +477,18 @@ class _Training:
             "parameters_pruned": arch.parameters(wiring.active_blocks),
             "connectivity": None if model.connectivity is None else model.connectivity.to_dict(),
             "labels": self.images.labels,
-            "version": gated_resnext.__version__,
+            "version": self._version(),
         }
         if self.chief:
             with files.replacing(self.folder / "model.keras") as temporary:
                 model.save(temporary)
             files.write_json(self.folder / "result.json", result)
         return result
+
+    def _version(self) -> str:
+        """Of this package that trained: an evaluation alone, of a run that had ended, keeps what its result says."""
+        with contextlib.suppress(UserError, OSError, AttributeError):
+            found = files.read_json(self.folder / "result.json")
+            if found.get("steps") == self.place.step and isinstance(found.get("version"), str):
+                return found["version"]
+        return gated_resnext.__version__

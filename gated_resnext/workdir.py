@@ -26,7 +26,7 @@ WIRINGS = ("learned", "random", "full", "given")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What is trained: all that the result depends on.
+    """What is trained: all that the result depends on but for the arithmetic, which the checkpoints keep.
 
     Args:
         entry: name in the zoo.

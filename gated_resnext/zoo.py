@@ -119,7 +119,7 @@ def load(
         cardinality: C instead of the entry's; published weights are of theirs.
         input_shape: (height, width, channels) instead of the data set's. Published weights fit any height and width.
         classifier_activation: "softmax", or None for logits.
-        seed: of the initial weights, the draws and a random wiring.
+        seed: of the initial weights, the draws and a random wiring; a file of weights alone needs that of its training.
 
     Returns:
         A `keras.Model` from uint8 images (batch, height, width, channels) to probabilities (batch, classes), or to
@@ -163,6 +163,12 @@ def load(
             raise UserError(f"the card or the weights of {name} are damaged ({error}); fetch them again") from None
         return model
     if entry(name).wiring == "random":
+        file = "" if weights in ("auto", None) else os.fspath(weights)  # type: ignore[arg-type]
+        if file and not file.endswith(".keras") and seed is None:
+            raise UserError(
+                f"{file} does not hold the wiring of {name}, which is that of a seed: give seed=, the training's, or "
+                "the .keras file"
+            )
         wiring = Connectivity.random(shape.modules, shape.cardinality, shape.fan_in, seed=seed or 0)
     if weights == "auto":
         warnings.warn(

@@ -103,6 +103,8 @@ def test_a_damaged_part_and_a_missing_data_set_are_said(packed, tmp_path, digits
     part.write_bytes(part.read_bytes()[:-100])
     with pytest.raises(UserError, match="damaged"):
         arrays.ArrayImages("optical_digits", RECIPES["digits"], tmp_path, (8, 8, 1))
+    with pytest.raises(UserError, match="images of imagenet2012 are read by TensorFlow alone"):
+        arrays.ArrayImages("imagenet2012", RECIPES["imagenet"], tmp_path, (224, 224, 3))
     with pytest.raises(UserError, match=r"gated_resnext\.pack --dataset=cifar10"):
         arrays.ArrayImages("cifar10", RECIPES["cifar"], tmp_path, (32, 32, 3))
     with pytest.raises(UserError, match="a network of"):
@@ -208,3 +210,12 @@ def test_a_strategy_under_jax_is_said(packed, tmp_path):
     result = trained(tmp_path, packed, "--strategy=mirrored", fails=True)
     assert result.stderr.strip().splitlines()[-1].startswith("error: under JAX one device trains")
     assert not pathlib.Path(tmp_path / "run.json").exists()
+
+
+def test_data_of_ones_own_is_refused_in_a_line(packed, tmp_path):
+    for flag in ("--dataset=optical_digits", f"--image_folder={tmp_path}"):
+        done = in_jax(TRAIN, flag, f"--data_dir={packed}", f"--workdir={tmp_path / 'run'}", fails=True)
+        last = done.stderr.strip().splitlines()[-1]
+        assert (
+            last.startswith("error: under JAX --entry trains a network of the zoo") and "Traceback" not in done.stderr
+        )

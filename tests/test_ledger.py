@@ -16,7 +16,7 @@ from gated_resnext.recipes import RECIPES
 TABLE = experiments.table(3)
 FULL, K1, K4, RANDOM = TABLE.rows[:4]
 WHOLE = RECIPES["cifar"]
-SETTING = Setting("python -m x --table=3", WHOLE, WHOLE.epochs, seeds=4, versions="keras 3", hardware="an abacus")
+SETTING = Setting("python -m x --table=3", WHOLE, WHOLE, seeds=4, versions="keras 3", hardware="an abacus")
 # Top-1 in percent by seed.
 FOUND = {
     FULL: {0: 91.1, 1: 91.2, 2: 91.0, 3: 91.39},
@@ -142,6 +142,16 @@ def test_a_short_schedule_cannot_be_read_as_the_papers(scale, limit, told):
     text = ledger.markdown(TABLE, setting, OUTCOMES)
     assert text.splitlines()[2].startswith(told)
     assert ("Not to be compared" in text) == (told.startswith("**"))
+
+
+@pytest.mark.parametrize("recipe", [RECIPES["digits"], WHOLE.with_gate_rate(5)], ids=lambda recipe: recipe.name)
+def test_another_schedule_cannot_either(recipe):
+    text = ledger.markdown(TABLE, SETTING._replace(recipe=recipe), OUTCOMES)
+    told = (
+        f"**Trained: {recipe.epochs:g} epochs of another schedule, {recipe.name!r}, on all training images. Not to be "
+    )
+    assert text.splitlines()[2].startswith(told)
+    assert lines(text)[FULL.name]["epochs"] == "319.5 of 320"
 
 
 def test_the_header_tells_command_data_schedule_versions_and_hardware():

@@ -58,10 +58,10 @@ def test_a_folder_is_trained_as_mini_imagenet_with_its_own_classes(photos):
     assert (run.dataset, run.recipe) == (f"{FOLDER}{photos}", RECIPES["photos"])
 
 
-def test_images_of_one_size_are_trained_as_cifar10_in_their_own_shape(digits_dir):
+def test_images_of_one_size_are_trained_as_cifar10_in_their_own_shape_by_their_own_recipe(digits_dir):
     run = run_of("optical_digits", data_dir=digits_dir)
     assert run.architecture == zoo.architecture("cifar10_20_4_8_k1").replace(input_shape=(8, 8, 1))
-    assert (run.entry, run.recipe) == ("optical_digits_20_4_8_k1", RECIPES["cifar"])
+    assert (run.entry, run.recipe) == ("optical_digits_20_4_8_k1", RECIPES["digits"])
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,17 @@ def test_what_is_no_picture_is_refused(images, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_network_of_the_zoo_wants_what_its_name_does():
+    images, name = picture(2, 84, 84, 3), "mini_imagenet_20_4_8_k4"
+    model = zoo.load(name, weights=None)
+    middle = images[:, 10:74, 10:74]
+    np.testing.assert_array_equal(preprocess_input(images, name), middle)
+    np.testing.assert_array_equal(preprocess_input(images, model), middle)
+    larger = zoo.load(name, weights=None, input_shape=(84, 84, 3))  # that of no data set: just large enough
+    np.testing.assert_array_equal(preprocess_input(images, larger), images)
+    assert preprocess_input(images, (64, 64, 3)).shape == middle.shape
+
+
 def test_black_is_black_and_a_network_is_named_or_given():
     assert preprocess_input(np.zeros((1, 9, 9, 1)), K1).max() == 0
     for network in ((8, 8), (8, 8, 0), (8.0, 8.0, 1.0)):

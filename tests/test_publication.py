@@ -67,16 +67,15 @@ def test_an_unfinished_training_or_no_zoo_is_refused(trained, digits_dir, folder
         publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
 
 
-def test_a_recipe_of_ones_own_is_published_or_refused(trained, digits_dir, folder, tmp_path):
+def test_a_recipe_of_ones_own_is_refused(trained, digits_dir, folder, tmp_path):
     workdir = shutil.copytree(trained, tmp_path / "copy")
     run = files.read_json(workdir / "run.json")
     files.write_json(workdir / "run.json", {**run, "recipe": {**run["recipe"], "name": "mine"}})
-    try:
-        card = publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
-    except UserError as error:
-        assert "mine" in str(error)
-    else:
-        assert card["recipe"] == "mine"
+    with pytest.raises(UserError, match="after the recipe 'digits', or a part of it. Received: 'mine'"):
+        publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
+    files.write_json(workdir / "run.json", {**run, "recipe": {**run["recipe"], "batch_size": 32}})
+    with pytest.raises(UserError, match="Received: 'digits', of other numbers"):
+        publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
 
 
 def test_a_run_on_some_of_the_images_is_refused(trained, digits_dir, folder, tmp_path):

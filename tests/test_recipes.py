@@ -85,6 +85,21 @@ def test_scaled_keeps_the_proportions_and_all_else(recipe, factor):
     assert dataclasses.replace(scaled, phases=recipe.phases) == recipe
 
 
+def test_a_part_of_a_schedule_has_its_numbers_and_its_proportions():
+    whole = RECIPES["digits"]
+    for factor in (0.03, 0.0075, 1, 7):
+        assert whole.scaled(factor).is_part_of(whole)
+    longer = dataclasses.replace(whole.phases[0], epochs=25)
+    others = [
+        whole.with_gate_rate(5),
+        dataclasses.replace(whole, batch_size=32),
+        dataclasses.replace(whole, phases=(longer, *whole.phases[1:])),
+        dataclasses.replace(whole, phases=whole.phases[:3]),
+        RECIPES["cifar"],
+    ]
+    assert not any(other.scaled(0.5).is_part_of(whole) for other in others)
+
+
 def test_scaled_by_one_is_the_recipe_itself():
     assert RECIPES["cifar"].scaled(1.0) is RECIPES["cifar"]
     assert RECIPES["cifar"].scaled(0.1).epochs == 32

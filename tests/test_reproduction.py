@@ -29,7 +29,7 @@ COMMAND = f"python -m gated_resnext.reproduce --table=3 --dataset=optical_digits
 # 640 images in batches of 64 are 10 steps an epoch; each phase is of one step.
 SHORT = ["--epochs_scale=0.004", "--limit=640", "--checkpoint_seconds=0"]
 RECIPE = RECIPES["digits"].scaled(0.004)
-SETTING = ledger.Setting("", RECIPE, 64, seeds=1, limit=640)
+SETTING = ledger.Setting("", RECIPE, RECIPES["digits"], seeds=1, limit=640)
 
 
 def arguments(digits_dir, output):
@@ -257,7 +257,7 @@ def test_ablations_train_what_they_say(ablated):
 def test_a_loss_that_is_not_finite_is_a_result_and_is_not_tried_again(digits_dir, tmp_path):
     experiment = reproduction.chosen(experiments.table(3, "optical_digits"), [FULL])
     recipe = dataclasses.replace(RECIPES["digits"], name="wild", phases=(Phase(0.5, 1e30), Phase(0.5, 1e30)))
-    setting, said = ledger.Setting("", recipe, 1, seeds=1), []
+    setting, said = ledger.Setting("", recipe, recipe, seeds=1), []
     for _ in range(2):
         [outcome] = reproduction.reproduce(experiment, setting, tmp_path, data_dir=digits_dir, say=said.append)
     # The first step's loss is that of the initial weights, the second's of weights beyond all measure.

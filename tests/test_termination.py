@@ -1,4 +1,4 @@
-"""SIGTERM saves and ends in time; two trainings do not share a workdir."""
+"""SIGTERM and Ctrl-C save, SIGTERM ends in time; two trainings do not share a workdir."""
 
 import ctypes
 import os
@@ -32,6 +32,7 @@ def command(folder, data_dir):
             env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"},
             stdout=out,
             stderr=err,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # of a shell's background it is ignored
         )
 
 
@@ -72,6 +73,11 @@ def commands(trained, digits_dir, tmp_path_factory):
         third.send_signal(signal.SIGTERM)
         found["third"] = end(third, time.monotonic())
         found["third left"] = newest(folder / "run")["place"]
+        interrupted = command(folder, digits_dir)
+        wait_for("Phase 4 of 4", folder / "log", interrupted)
+        interrupted.send_signal(signal.SIGINT)
+        found["interrupted"] = end(interrupted, time.monotonic())
+        found["interrupted left"] = newest(folder / "run")["place"]
         found["fourth"] = end(command(folder, digits_dir), time.monotonic())
     finally:
         third.kill()
@@ -107,11 +113,22 @@ def test_sigterm_saves_and_ends_the_command_with_status_0(commands):
     assert "Traceback" not in errors and "\nerror:" not in errors and "\nTrained" not in printed
 
 
+def test_ctrl_c_saves_and_ends_the_command_with_status_1(commands):
+    _, found = commands
+    status, printed, errors, _ = found["interrupted"]
+    assert status == 1
+    assert "\nSaving after this step; Ctrl-C again stops at once\n" in printed
+    step = int(re.search(r"^Saved after step (\d+) of 43; the same command goes on from there$", printed, re.M)[1])
+    assert step == found["interrupted left"]["step"] >= found["third left"]["step"]
+    assert "error: interrupted; the same command starts again or goes on where it stopped\n" in errors
+    assert "Traceback" not in errors and "\nTrained" not in printed
+
+
 def test_the_same_command_goes_on_to_the_same_bytes(commands, trained):
     folder, found = commands
     status, printed, errors, _ = found["fourth"]
     assert status == 0, errors
-    assert f"Resuming {K1} after step {found['third left']['step']} of 43\n" in printed
+    assert f"Resuming {K1} after step {found['interrupted left']['step']} of 43\n" in printed
     assert_same_end(folder, trained)
 
 
@@ -238,6 +255,39 @@ def test_the_handlers_of_before_are_back_after_a_training():
         )
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def test_ctrl_c_asks_and_a_second_one_interrupts(capsys):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with termination.Termination() as outer, termination.Termination() as inner:
+            signal.raise_signal(signal.SIGINT)
+            assert inner.asked and outer.asked
+            assert capsys.readouterr().out == "\nSaving after this step; Ctrl-C again stops at once\n"
+            for one in (inner, outer):
+                with pytest.raises(KeyboardInterrupt):
+                    one.end()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with termination.Termination() as next_one:
+            assert not next_one.asked
+            with pytest.raises(SystemExit):
+                next_one.end()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "the program's"])
+def test_a_way_of_ones_own_with_ctrl_c_stays(handler):
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        with termination.Termination() as asked:
+            signal.raise_signal(signal.SIGINT)
+            assert not asked.asked and signal.getsignal(signal.SIGINT) is handler
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_one_within_another_tells_it_of_a_signal_that_came_too_late():

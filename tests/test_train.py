@@ -95,13 +95,14 @@ def ran(places, run_python, tmp_path_factory):
         return dict(zip(MISTAKES, pool.map(mistake, MISTAKES), strict=True)) | trained_twice.result()
 
 
-def test_the_command_trains_and_says_what_came_out(ran):
+def test_the_command_trains_and_says_what_came_out(ran, digits_dir):
     done, folder = ran["first"]
     workdir = folder / "run"
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and not any(line.startswith("error:") for line in done.stderr.splitlines())
     result = json.loads((workdir / "result.json").read_text())
-    assert done.stdout.endswith("\nNext: python -m export.prune_and_save --workdir=run --output=models\n")
+    next_one = f"python -m export.prune_and_save --workdir=run --data_dir={digits_dir} --output=models"
+    assert done.stdout.endswith(f"\nNext: {next_one}\n")
     phases = re.findall(r"^Phase \d of 4: .*", done.stdout, re.MULTILINE)
     assert len(phases) == 4
     for number, line in enumerate(phases, start=1):

@@ -568,11 +568,52 @@ def test_rolling_back_halves_the_rate_until_the_phase_ends(uninterrupted, digits
     assert_same_end(killed, whole)
 
 
-def test_rolling_back_where_there_is_no_checkpoint_begins_again(digits_dir, tmp_path, capsys, diverging):
-    result = trainer.train(small_run((0.5, 0.01)), tmp_path / "small", data_dir=digits_dir, on_nan="rollback")
+@pytest.mark.parametrize("entry", ["digits_11_4_4_k1", "digits_11_4_4_full"])
+def test_rolling_back_where_there_is_no_checkpoint_begins_again(entry, digits_dir, tmp_path, capsys, diverging):
+    run = Run.of(entry, small_run((0.5, 0.01)).recipe, seed=0)
+    result = trainer.train(run, tmp_path / "small", data_dir=digits_dir, on_nan="rollback")
     assert "; on from step 0 at half the rate" in capsys.readouterr().out
     assert (result["rollbacks"], result["steps"]) == (1, 6)
     assert [row["learning_rate"] for row in rows(tmp_path / "small")] == [0.005]
+    trainer.train(
+        dataclasses.replace(run, recipe=small_run((0.5, 0.005)).recipe), tmp_path / "half", data_dir=digits_dir
+    )
+    for name, value in weights(tmp_path / "half").items():  # the initial weights, not those that diverged
+        np.testing.assert_array_equal(weights(tmp_path / "small")[name], value, err_msg=name)
+
+
+def test_a_schedule_that_learns_to_its_end_ends_in_a_wiring(digits_dir, tmp_path):
+    result = trainer.train(small_run((0.5, 0.1, 5.0)), tmp_path, data_dir=digits_dir)
+    wiring = Connectivity.from_dict(result["connectivity"])
+    assert wiring == Connectivity.read(tmp_path / "result.json")
+    assert list(wiring.active_blocks) == result["active_blocks"]
+    gates = files.read_arrays(tmp_path / "gates.npz")
+    assert wiring.sources == (top_k(gates["module2"], len(wiring.sources[0][0])),)
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        ({"precision": "mixed_bfloat16"}, "--precision=float32"),
+        ({"precision": "mixed_float16"}, "--precision=float32"),
+        ({"sync_batch_norm": True}, "--nosync_batch_norm"),
+        ({"precision": "mixed_bfloat16", "sync_batch_norm": True}, "--precision=float32 and --nosync_batch_norm"),
+    ],
+)
+@pytest.mark.parametrize("moment", ["after_step_33", "small"])
+def test_to_go_on_in_another_arithmetic_is_refused(uninterrupted, digits_dir, tmp_path, options, told, moment):
+    folder = shutil.copytree(uninterrupted.with_name(moment), tmp_path / "copy")
+    before = contents(folder)
+    with pytest.raises(UserError, match=f"the run began with {told}; go on with that or choose another --workdir"):
+        trainer.train(Run.read(folder), folder, data_dir=digits_dir, **options)
+    assert contents(folder) == before
+
+
+def test_to_evaluate_again_keeps_the_version_that_trained(trained, digits_dir, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "copy")
+    result = {**files.read_json(folder / "result.json"), "version": "0.0.1"}
+    files.write_json(folder / "result.json", result)
+    assert trainer.train(Run.read(folder), folder, data_dir=digits_dir) == result
 
 
 def test_a_checkpoint_of_broken_weights_is_not_gone_on_from(digits_dir, tmp_path, monkeypatch):

@@ -201,6 +201,19 @@ def test_weights_of_a_file(own, source, images, form):
     np.testing.assert_allclose(exponentials / exponentials.sum(1, keepdims=True), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_weights_of_a_random_wiring_need_its_seed(tmp_path, images, form):
+    name = "digits_11_4_4_random_k2"
+    model = zoo.load(name, weights=None, seed=3)
+    path = written(model, tmp_path)[form]
+    if form == "a.keras":
+        np.testing.assert_array_equal(zoo.load(name, path)(images), model(images))
+        return
+    with pytest.raises(UserError, match=f"{form} does not hold the wiring of {name}, .*: give seed=, the training's"):
+        zoo.load(name, path)
+    np.testing.assert_array_equal(zoo.load(name, path, seed=3)(images), model(images))
+
+
 @pytest.mark.parametrize("cut", [freeze, prune])
 def test_a_keras_file_brings_its_wiring(tmp_path, source, images, cut):
     network = cut(source)
