@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gated_resnext import errors, recipes, zoo
+from gated_resnext import errors, files, recipes, trained, zoo
 from gated_resnext.datasets.table import DATASETS
-from gated_resnext.trained import finished
 
 if TYPE_CHECKING:
     from export.shipping import Probe
@@ -58,7 +57,7 @@ def main(argv: list[str]) -> None:
         name, dataset = ENTRY.value, zoo.entry(ENTRY.value).dataset
         recipe = recipes.RECIPES[DATASETS[dataset].recipe]
     else:
-        run = finished(WORKDIR.value)
+        run = trained.finished(WORKDIR.value)
         name, dataset, recipe = run.entry, run.dataset, run.recipe
 
     import gated_resnext
@@ -66,10 +65,14 @@ def main(argv: list[str]) -> None:
 
     formats, methods = shipping.choose(FORMATS.value), _methods()
     if ENTRY.value:
-        model = zoo.load(name, "published")
+        model, said = zoo.load(name, "published"), zoo.card(name)
     else:
-        model = gated_resnext.load(pathlib.Path(WORKDIR.value).expanduser() / "model.keras")
-    probe, preprocessing, images = _probe(dataset, recipe, model.input_shape[1:])
+        folder = pathlib.Path(WORKDIR.value).expanduser()
+        model, said = gated_resnext.load(folder / "model.keras"), files.read_json(folder / "result.json")
+    labels = _labels(said)
+    shape, classes = model.input_shape[1:], model.output_shape[-1]
+    network = trained.Trained(name, name, model.predict_on_batch, shape, classes, labels, dataset, recipe.test_resize)
+    probe, preprocessing, images = _probe(network, dataset, recipe, shape)
     shipped = shipping.ship(
         model,
         pathlib.Path(OUTPUT.value).expanduser() / name,
@@ -78,11 +81,17 @@ def main(argv: list[str]) -> None:
         formats=formats,
         max_top1_drop=MAX_TOP1_DROP.value,
         compressed={method: functools.partial(_compressed, model, method, images) for method in methods},
-        labels=None if images is None else images.labels,
+        labels=images.labels if labels is None and images is not None else labels,
         dataset=dataset,
         say=functools.partial(print, flush=True),
     )
     print("\n".join(["", _receipt(shipped.receipt, shipped.folder), *shipped.notes]))
+
+
+def _labels(said: Any) -> list[str] | None:
+    """The names of the classes as the training wrote them down: those of the images may have changed since."""
+    labels = said.get("labels") if isinstance(said, dict) else None
+    return list(map(str, labels)) if isinstance(labels, list) else None
 
 
 def _methods() -> list[str]:
@@ -112,7 +121,7 @@ def _compressed(model: Any, method: str, images: Images | None) -> bytes:
 
 
 def _probe(
-    dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]
+    network: trained.Trained, dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]
 ) -> tuple[Probe, Preprocessing, Images | None]:
     """What to check on, how a picture becomes the network's pixels, and the data set, unless it is random pixels."""
     from export.shipping import BATCH, Probe
@@ -124,6 +133,7 @@ def _probe(
         return _noise(count or 1000, preprocessing), preprocessing, None
     from gated_resnext.data import Images
 
+    trained.images_for(network, data_dir=DATA_DIR.value)  # refuses those of other classes
     images = Images(dataset, recipe, DATA_DIR.value, shape)
     pixels, classes = images.test_batch(count or len(images))
     samples = images.samples(SAMPLES) if COMPRESS.value or any("int8" in form for form in FORMATS.value) else pixels[:0]

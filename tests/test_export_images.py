@@ -1,0 +1,82 @@
+"""The export command on images of one's own, which may have changed since the training."""
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from gated_resnext import GatedResNeXt, files, own_data
+from gated_resnext.datasets.table import FOLDER
+
+CLASSES = ["ant", "bee", "cat"]
+TINY = {
+    "depth": 8, "width": 2, "cardinality": 3, "fan_in": 1, "input_shape": [8, 8, 3],
+    "stem": "conv3", "stem_filters": 4, "filters": 8, "stages": [1, 1],
+}  # fmt: skip
+RECIPE = {
+    "name": "quick",
+    "phases": [{"epochs": 1, "learning_rate": 0.1, "gate_learning_rate": 0.2}, {"epochs": 1, "learning_rate": 0.1}],
+    "batch_size": 4,
+    "weight_decay": 5e-4,
+    "crop": "resized",
+    "flip": False,
+}
+
+
+def fill(folder, label, count):
+    """So many pictures of noise as one class."""
+    (folder / label).mkdir(parents=True)
+    for number in range(count):
+        pixels = np.random.default_rng([number, *label.encode()]).integers(0, 256, (9, 10, 3), np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / label / f"{number:02}.png")
+
+
+@pytest.fixture
+def place(tmp_path):
+    """`photos`, and in `run` the workdir of a training on them that has just ended."""
+    for label in CLASSES:
+        fill(tmp_path / "photos", label, 20)
+    files.write_json(tmp_path / "quick.json", RECIPE)
+    run = own_data.run_of(f"{FOLDER}{tmp_path / 'photos'}", fields=TINY, recipe=str(tmp_path / "quick.json"))
+    files.write_json(tmp_path / "run" / "run.json", run.to_dict())
+    files.write_json(tmp_path / "run" / "result.json", {"labels": CLASSES})
+    GatedResNeXt(run.architecture, run.initial_wiring(), seed=0).save(tmp_path / "run" / "model.keras")
+    return tmp_path
+
+
+@pytest.fixture
+def export(place, run_python):
+    """Runs the command in that place."""
+
+    def run(*flags):
+        return run_python("-m", "export.prune_and_save", "--workdir=run", "--output=models", *flags, cwd=place)
+
+    return run
+
+
+def one_line(done):
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def shipped(place):
+    (folder,) = (place / "models").glob("*/1")
+    return folder
+
+
+def test_a_class_that_came_or_went_is_refused(place, export):
+    fill(place / "photos", "bat", 20)
+    assert "photos_8_2_3_k1 tells 3 classes apart, folder:" in one_line(export("--formats=tflite"))
+    (place / "photos" / "bee").rename(place / "bee")
+    error = one_line(export("--formats=tflite"))
+    assert "class 1 is 'bee' to photos_8_2_3_k1 and 'bat' in folder:" in error
+    assert not (place / "models").exists()
+
+
+def test_the_names_are_those_of_the_training(place, export):
+    files.write_json(place / "run" / "result.json", {"labels": ["0", "1", "2"]})  # it knew no names
+    done = export("--formats=tflite")
+    assert done.returncode == 0, done.stderr
+    assert (shipped(place) / "labels.txt").read_text().split() == ["0", "1", "2"]
+    files.write_json(place / "run" / "result.json", {"labels": CLASSES[:2]})
+    assert "labels are one a class: 3 of them. Received: 2" in one_line(export("--formats=tflite"))
