@@ -35,7 +35,9 @@ FORMATS = flags.DEFINE_list(
 MAX_TOP1_DROP = flags.DEFINE_float("max_top1_drop", 0.5, "Points of top-1 that a quantised format may lose.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
 SAMPLES = 256  # training images on which int8 measures its ranges
-IMAGES = flags.DEFINE_integer("images", 1000, "Test images to check on, from the first; 0 for all.", lower_bound=0)
+IMAGES = flags.DEFINE_integer(
+    "images", 1000, "Test images to check on: the first, of a folder evenly spaced ones; 0 for all.", lower_bound=0
+)
 COMPRESS = flags.DEFINE_list(
     "compress",
     [],
@@ -137,7 +139,7 @@ def _probe(
     images = Images(dataset, recipe, DATA_DIR.value, shape)
     pixels, classes = images.test_batch(count or len(images))
     samples = images.samples(SAMPLES) if COMPRESS.value or any("int8" in form for form in FORMATS.value) else pixels[:0]
-    pictures = images.pictures(min(BATCH, len(pixels)))
+    pictures = images.pictures(min(BATCH, len(pixels)), len(pixels))
     probe = Probe(pixels, classes, f"test images of {dataset}", samples, pictures)
     return probe, images.preprocessing, images
 
