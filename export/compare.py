@@ -14,6 +14,7 @@ from typing import Any
 
 from absl import flags
 
+from export import backend
 from gated_resnext import errors, files
 from gated_resnext.datasets.table import DATASETS
 from gated_resnext.recipes import RECIPES
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> None:
         raise errors.UserError(
             f"the data set must be one of {', '.join(DATASETS)}. Received: --images_from={IMAGES_FROM.value}"
         )
+    backend.choose()
     from export import comparison, latency
     from gated_resnext import interchange
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from export import backend
 from gated_resnext import errors, files, recipes, trained, zoo
 from gated_resnext.datasets.table import DATASETS
 
@@ -62,6 +63,7 @@ def main(argv: list[str]) -> None:
         run = trained.finished(WORKDIR.value)
         name, dataset, recipe = run.entry, run.dataset, run.recipe
 
+    backend.choose()
     import gated_resnext
     from export import shipping
 

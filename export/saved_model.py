@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from export import backend
 from gated_resnext.interchange import SIGNATURE
 from gated_resnext.preprocessing import Preprocessing
 
@@ -38,8 +39,10 @@ def write(
         guard: returns the images it is given, and fails if they have another shape than the second argument.
 
     Raises:
+        UserError: if Keras is not on TensorFlow.
         ValueError: if that gives pixels of another shape than the network's.
     """
+    backend.check()
     module = tf.Module()
     # The variables alone: keras.export.ExportArchive stores them twice, once under the model and once under its layers.
     module.weights = [variable.value for variable in model.variables]

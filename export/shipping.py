@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from export import saved_model, serving, tflite, warmup
+from export import backend, saved_model, serving, tflite, warmup
 from export.compact import compact
 from export.counts import compact_counts
 from export.formats import DEFAULT, FORMATS
@@ -95,10 +95,11 @@ def ship(
         say: is told what begins.
 
     Raises:
-        UserError: if a format is unknown or needs real images and has none, if the model takes or gives something else,
-            if TF Serving could not load what it finds there, or a file does not compute the same function, or loses too
-            much accuracy.
+        UserError: if Keras is not on TensorFlow, a format is unknown or needs real images and has none, if the model
+            takes or gives something else, if TF Serving could not load what it finds there, or a file does not compute
+            the same function, or loses too much accuracy.
     """
+    backend.check()
     output = pathlib.Path(output)
     chosen = choose(formats)
     _check_model(model)
