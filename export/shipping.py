@@ -20,6 +20,7 @@ from export.formats import DEFAULT, FORMATS
 from gated_resnext import files
 from gated_resnext.branches import GatedBranches
 from gated_resnext.errors import UserError
+from gated_resnext.evaluation import are_probabilities
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.preprocessing import Preprocessing
 from gated_resnext.pruning import prune
@@ -119,6 +120,7 @@ def ship(
     small = compact(pruned) if isinstance(pruned, GatedResNeXt) else pruned
     say(f"Running the trained network on {len(probe.images)} {probe.origin}")
     reference = run_in_batches(model.predict_on_batch, probe.images)
+    _check_probabilities(model, reference)
     checks = [_check("pruned", pruned.predict_on_batch, probe.images, reference, probe.labels)]
     notes = []
     with files.next_version(output) as version:
@@ -177,6 +179,16 @@ def _check_model(model: keras.Model) -> None:
         raise UserError(
             "a model is exported that goes from uint8 images, (batch, height, width, channels), to (batch, classes): "
             f"begin it with keras.Input(shape, dtype='uint8'). Received: inputs={inputs}, outputs={outputs}"
+        )
+
+
+def _check_probabilities(model: keras.Model, outputs: np.ndarray) -> None:
+    """Refuses what would be shipped under the name `probabilities` and is none."""
+    if not are_probabilities(outputs):
+        sums = outputs.sum(-1)
+        raise UserError(
+            f"an export gives probabilities, and {model.name} ends in logits; end it in a softmax. Received: rows from "
+            f"{outputs.min():.3g} to {outputs.max():.3g} that sum to {sums.min():.3g} to {sums.max():.3g}"
         )
 
 
