@@ -126,15 +126,14 @@ def _compressed(model: Any, method: str, images: Images | None) -> bytes:
 
 def _probe(
     network: trained.Trained, dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]
-) -> tuple[Probe, Preprocessing, Images | None]:
+) -> tuple[Probe, Preprocessing | None, Images | None]:
     """What to check on, how a picture becomes the network's pixels, and the data set, unless it is random pixels."""
     from export.shipping import BATCH, Probe
-    from gated_resnext.preprocessing import Preprocessing
 
     count = IMAGES.value
     if NOISE.value:
-        preprocessing = Preprocessing.of(shape, recipe, DATASETS.get(dataset))
-        return _noise(count or 1000, preprocessing), preprocessing, None
+        preprocessing = _preprocessing(dataset, recipe, shape)
+        return _noise(count or 1000, shape, preprocessing), preprocessing, None
     from gated_resnext.data import Images
 
     trained.images_for(network, data_dir=DATA_DIR.value)  # refuses those of other classes
@@ -146,17 +145,30 @@ def _probe(
     return probe, images.preprocessing, images
 
 
-def _noise(count: int, preprocessing: Preprocessing) -> Probe:
+def _preprocessing(dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]) -> Preprocessing | None:
+    """`Images.preprocessing` of a data set that is not at hand; None where nobody knows the size of its pictures."""
+    from gated_resnext.preprocessing import Preprocessing
+
+    info = DATASETS.get(dataset)
+    if info and not info.streamed:
+        info = info._replace(picture_side=info.picture_side or min(info.input_shape[:2]))
+    unknown = info is None and recipe.crop == "pad" and recipe.test_resize is None
+    return None if unknown else Preprocessing.of(shape, recipe, info)
+
+
+def _noise(count: int, shape: tuple[int, int, int], preprocessing: Preprocessing | None) -> Probe:
     """Random pixels, and pictures of which they are the middle."""
     import numpy as np
     import tensorflow as tf
 
     from export.shipping import BATCH, Probe
 
-    (height, width, channels), side = preprocessing.shape, preprocessing.resize
-    whole = np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
-    top, left = (side - height) // 2, (side - width) // 2
-    pictures = [tf.io.encode_png(picture).numpy() for picture in whole[:BATCH]]
+    height, width, channels = shape
+    side = preprocessing.resize if preprocessing else 0
+    size = max(side, height), max(side, width)
+    whole = np.random.default_rng(0).integers(0, 256, (count, *size, channels), np.uint8)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    pictures = [tf.io.encode_png(picture).numpy() for picture in whole[:BATCH]] if preprocessing else []
     pixels = whole[:, top : top + height, left : left + width]
     return Probe(pixels, None, "images of random pixels", pictures=pictures)
 

@@ -1,11 +1,15 @@
 """The export command on images of one's own, which may have changed since the training."""
 
+import dataclasses
+
 import numpy as np
 import PIL.Image
 import pytest
 
 from gated_resnext import GatedResNeXt, files, own_data
 from gated_resnext.datasets.table import FOLDER
+from gated_resnext.recipes import RECIPES
+from gated_resnext.workdir import Run
 
 CLASSES = ["ant", "bee", "cat"]
 TINY = {
@@ -30,6 +34,13 @@ def fill(folder, label, count):
         PIL.Image.fromarray(pixels).save(folder / label / f"{number:02}.png")
 
 
+def ended(run, folder, labels):
+    """The workdir of a training that has just ended, of a network as it began."""
+    files.write_json(folder / "run.json", run.to_dict())
+    files.write_json(folder / "result.json", {"labels": labels})
+    GatedResNeXt(run.architecture, run.initial_wiring(), seed=0).save(folder / "model.keras")
+
+
 @pytest.fixture
 def place(tmp_path):
     """`photos`, and in `run` the workdir of a training on them that has just ended."""
@@ -37,9 +48,7 @@ def place(tmp_path):
         fill(tmp_path / "photos", label, 20)
     files.write_json(tmp_path / "quick.json", RECIPE)
     run = own_data.run_of(f"{FOLDER}{tmp_path / 'photos'}", fields=TINY, recipe=str(tmp_path / "quick.json"))
-    files.write_json(tmp_path / "run" / "run.json", run.to_dict())
-    files.write_json(tmp_path / "run" / "result.json", {"labels": CLASSES})
-    GatedResNeXt(run.architecture, run.initial_wiring(), seed=0).save(tmp_path / "run" / "model.keras")
+    ended(run, tmp_path / "run", CLASSES)
     return tmp_path
 
 
@@ -80,3 +89,37 @@ def test_the_names_are_those_of_the_training(place, export):
     assert (shipped(place) / "labels.txt").read_text().split() == ["0", "1", "2"]
     files.write_json(place / "run" / "result.json", {"labels": CLASSES[:2]})
     assert "labels are one a class: 3 of them. Received: 2" in one_line(export("--formats=tflite"))
+
+
+# Without the images
+
+
+def test_noise_gives_the_names_and_the_signature_that_the_images_give(run_python, digits_dir, tmp_path):
+    """Digits are cropped to 6x6 here, and so their pictures of 8x8 are before."""
+    run = Run.of("digits_11_4_4_k1", RECIPES["digits"], seed=0)
+    run = dataclasses.replace(run, architecture=run.architecture.replace(input_shape=(6, 6, 1)))
+    labels = [f"digit {digit}" for digit in range(10)]
+    ended(run, tmp_path / "run", labels)
+    receipts = []
+    for flag in ("--noise", f"--data_dir={digits_dir}"):
+        flags = ("--workdir=run", "--output=models", "--formats=saved_model", "--images=9", flag)
+        done = run_python("-m", "export.prune_and_save", *flags, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        version = tmp_path / "models" / run.entry / str(len(receipts) + 1)
+        assert (version / "assets" / "labels.txt").read_text().splitlines() == labels
+        receipts.append(files.read_json(version / "receipt.json"))
+    noise, images = receipts
+    assert noise["preprocessing"] == images["preprocessing"] == {"shape": [6, 6, 1], "resize": 8}
+    forms = [[check["form"] for check in receipt["checks"]] for receipt in receipts]
+    assert forms[0] == forms[1] == ["pruned", "saved_model", "encoded_images"]
+
+
+def test_noise_leaves_out_the_signature_of_pictures_whose_size_nobody_knows(run_python, tmp_path):
+    run = dataclasses.replace(Run.of("digits_11_4_4_k1", RECIPES["digits"], seed=0), dataset="somebodys_letters")
+    ended(run, tmp_path / "run", None)
+    flags = ("--workdir=run", "--output=models", "--formats=saved_model", "--images=9", "--noise")
+    done = run_python("-m", "export.prune_and_save", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    receipt = files.read_json(tmp_path / "models" / run.entry / "1" / "receipt.json")
+    assert receipt["preprocessing"] is None
+    assert [check["form"] for check in receipt["checks"]] == ["pruned", "saved_model"]
