@@ -134,15 +134,25 @@ def _probe(
     if NOISE.value:
         preprocessing = _preprocessing(dataset, recipe, shape)
         return _noise(count or 1000, shape, preprocessing), preprocessing, None
-    from gated_resnext.data import Images
-
-    trained.images_for(network, data_dir=DATA_DIR.value)  # refuses those of other classes
-    images = Images(dataset, recipe, DATA_DIR.value, shape)
+    images = _images(network, dataset, recipe, shape)
     pixels, classes = images.test_batch(count or len(images))
     samples = images.samples(SAMPLES) if COMPRESS.value or any("int8" in form for form in FORMATS.value) else pixels[:0]
     pictures = images.pictures(min(BATCH, len(pixels)), len(pixels))
     probe = Probe(pixels, classes, f"test images of {dataset}", samples, pictures)
     return probe, images.preprocessing, images
+
+
+def _images(network: trained.Trained, dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]) -> Images:
+    """The data set, of the network's classes, without a broken image."""
+    from gated_resnext.data import Images
+
+    try:
+        images = Images(dataset, recipe, DATA_DIR.value, shape)
+    except errors.UserError as error:
+        raise errors.UserError(f"{error}; or export with --noise, which goes without images") from None
+    trained.images_for(network, data_dir=DATA_DIR.value)  # refuses those of other classes
+    images.check()
+    return images
 
 
 def _preprocessing(dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]) -> Preprocessing | None:

@@ -204,7 +204,9 @@ class FolderSource:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
         if not self.path.is_dir():
-            raise UserError(f"--image_folder must be a folder with a sub-folder for each class. Received: {self.path}")
+            raise UserError(
+                f"the path of the images must be a folder with a sub-folder for each class. Received: {self.path}"
+            )
         test = next((name for name in ("test", "val", "validation") if (self.path / name).is_dir()), None)
         whole = (self.path / "train").is_dir() and test is not None
         roots = {"train": self.path / "train", "test": self.path / test} if whole and test else {"train": self.path}

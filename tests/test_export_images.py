@@ -91,6 +91,19 @@ def test_the_names_are_those_of_the_training(place, export):
     assert "labels are one a class: 3 of them. Received: 2" in one_line(export("--formats=tflite"))
 
 
+def test_a_broken_image_is_named(place, export):
+    (place / "photos" / "bee" / "07.png").write_bytes(b"")
+    assert f"1 of 60 images cannot be decoded; mend or remove them: {place}/photos/bee/07.png" in one_line(export())
+    assert not (place / "models").exists()
+
+
+def test_a_folder_that_moved_is_named_and_what_to_do(place, export):
+    (place / "photos").rename(place / "pictures")
+    error = one_line(export())
+    assert f"sub-folder for each class. Received: {place}/photos; or export with --noise" in error
+    assert "--image_folder" not in error and not (place / "models").exists()
+
+
 # Without the images
 
 
