@@ -97,8 +97,8 @@ def ship(
 
     Raises:
         UserError: if Keras is not on TensorFlow, a format is unknown or needs real images and has none, if the model
-            takes or gives something else, if TF Serving could not load what it finds there, or a file does not compute
-            the same function, or loses too much accuracy.
+            takes or gives something else, if TF Serving could not find or load what is written, or a file does not
+            compute the same function, or loses too much accuracy.
     """
     backend.check()
     output = pathlib.Path(output)
@@ -107,7 +107,9 @@ def ship(
     if labels and len(labels) != model.output_shape[-1]:
         raise UserError(f"labels are one a class: {model.output_shape[-1]} of them. Received: {len(labels)}")
     served = any(FORMATS[name].decodes for name in chosen)
-    if not served and serving.is_served(output):
+    if served:
+        serving.check_name(output)
+    elif serving.is_served(output):
         raise UserError(
             f"{output} is served by TF Serving, which loads its largest version: that must hold a SavedModel. "
             "Add saved_model to --formats or choose another --output"

@@ -46,3 +46,15 @@ def test_outputs_that_are_no_probabilities_of_one_class_each_are_refused(tmp_pat
     with pytest.raises(UserError, match="own ends in logits"):
         ship(own("sigmoid"), tmp_path / "net")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["my net", "größe", ".net", "-net", "a:b"])
+def test_names_that_the_server_cannot_be_told_are_refused_first(name, tmp_path):
+    with pytest.raises(UserError, match=f"Received: {name!r}; choose another --output"):
+        ship(network(), tmp_path / name, formats=["saved_model"], say=pytest.fail)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_for_devices_have_any_name(tmp_path):
+    assert ship(network(), tmp_path / "my net").folder == tmp_path / "my net" / "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["my net"]
