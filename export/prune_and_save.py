@@ -68,6 +68,7 @@ def main(argv: list[str]) -> None:
     from export import shipping
 
     formats, methods = shipping.choose(FORMATS.value), _methods()
+    _check_noise(formats, methods)
     if ENTRY.value:
         model, said = zoo.load(name, "published"), zoo.card(name)
     else:
@@ -109,6 +110,17 @@ def _methods() -> list[str]:
     return list(dict.fromkeys(COMPRESS.value))
 
 
+def _check_noise(formats: list[str], methods: list[str]) -> None:
+    """Random pixels have no classes, and so no accuracy that could be kept."""
+    from export.formats import FORMATS as known
+
+    lossy = [*(name for name in formats if not known[name].exact), *methods]
+    if lossy and NOISE.value:
+        raise errors.UserError(
+            f"{lossy[0]} is checked by its top-1, which needs the data set's images; not with --noise"
+        )
+
+
 def _compressed(model: Any, method: str, images: Images | None) -> bytes:
     from export import compression
 
@@ -128,6 +140,7 @@ def _probe(
     network: trained.Trained, dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]
 ) -> tuple[Probe, Preprocessing | None, Images | None]:
     """What to check on, how a picture becomes the network's pixels, and the data set, unless it is random pixels."""
+    from export.formats import FORMATS as known
     from export.shipping import BATCH, Probe
 
     count = IMAGES.value
@@ -136,7 +149,7 @@ def _probe(
         return _noise(count or 1000, shape, preprocessing), preprocessing, None
     images = _images(network, dataset, recipe, shape)
     pixels, classes = images.test_batch(count or len(images))
-    samples = images.samples(SAMPLES) if COMPRESS.value or any("int8" in form for form in FORMATS.value) else pixels[:0]
+    samples = images.samples(SAMPLES) if any(known[name].measures for name in FORMATS.value) else None
     pictures = images.pictures(min(BATCH, len(pixels)), len(pixels))
     probe = Probe(pixels, classes, f"test images of {dataset}", samples, pictures)
     return probe, images.preprocessing, images

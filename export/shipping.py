@@ -33,8 +33,8 @@ BATCH = 128
 class Probe(NamedTuple):
     """What the files are checked on: images, uint8 (n, height, width, channels), labels or None, and their origin.
 
-    `samples` are training images, of the same shape, on which the quantised formats measure their ranges; `pictures`
-    the picture files that the first of the images came from.
+    `samples` are training images, of the same shape, on which tflite_int8 measures its ranges; `pictures` the picture
+    files that the first of the images came from.
     """
 
     images: np.ndarray
@@ -114,9 +114,7 @@ def ship(
             f"{output} is served by TF Serving, which loads its largest version: that must hold a SavedModel. "
             "Add saved_model to --formats or choose another --output"
         )
-    lossy = [*(name for name in chosen if not FORMATS[name].exact), *(compressed or {})]
-    if lossy and (probe.labels is None or probe.samples is None):
-        raise UserError(f"{lossy[0]} is checked by its top-1, which needs the data set's images; not with --noise")
+    _check_probe(probe, chosen, [*(name for name in chosen if not FORMATS[name].exact), *(compressed or {})])
     samples = probe.images[:0] if probe.samples is None else probe.samples
     pruned = prune(model)
     small = compact(pruned) if isinstance(pruned, GatedResNeXt) else pruned
@@ -165,6 +163,15 @@ def ship(
     return Shipped(version.path, receipt, notes)
 
 
+def _check_probe(probe: Probe, formats: Sequence[str], lossy: Sequence[str]) -> None:
+    """Finds that it has what the formats are checked by, and what they are made with."""
+    if lossy and probe.labels is None:
+        raise UserError(f"{lossy[0]} is checked by its top-1: give Probe.labels, the classes of the images")
+    measured = [name for name in formats if FORMATS[name].measures]
+    if measured and (probe.samples is None or len(probe.samples) == 0):
+        raise UserError(f"{measured[0]} measures its ranges on training images: give Probe.samples")
+
+
 def _check_model(model: keras.Model) -> None:
     """Refuses what has no graph of the signature that is exported."""
     if isinstance(model, GatedResNeXt):
@@ -177,10 +184,14 @@ def _check_model(model: keras.Model) -> None:
             )
         return
     inputs, outputs = (getattr(model, name, None) or [] for name in ("inputs", "outputs"))  # none where subclassed
-    if [(each.dtype, len(each.shape)) for each in inputs] != [("uint8", 4)] or [len(y.shape) for y in outputs] != [2]:
+    if (
+        [(each.dtype, len(each.shape)) for each in inputs] != [("uint8", 4)]
+        or [len(y.shape) for y in outputs] != [2]
+        or any(None in tensor.shape[1:] for tensor in (*inputs, *outputs))
+    ):
         raise UserError(
-            "a model is exported that goes from uint8 images, (batch, height, width, channels), to (batch, classes): "
-            f"begin it with keras.Input(shape, dtype='uint8'). Received: inputs={inputs}, outputs={outputs}"
+            "a model is exported that goes from uint8 images of one size, (batch, height, width, channels), to (batch, "
+            f"classes): begin it with keras.Input(shape, dtype='uint8'). Received: inputs={inputs}, outputs={outputs}"
         )
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-from export import shipping
+from export import shipping, tflite
+from export.compact import compact
 from gated_resnext import Architecture, Connectivity, GatedResNeXt
 from gated_resnext.branches import GatedBranches
 from gated_resnext.errors import UserError
@@ -58,3 +59,39 @@ def test_names_that_the_server_cannot_be_told_are_refused_first(name, tmp_path):
 def test_files_for_devices_have_any_name(tmp_path):
     assert ship(network(), tmp_path / "my net").folder == tmp_path / "my net" / "1"
     assert [path.name for path in tmp_path.iterdir()] == ["my net"]
+
+
+@pytest.mark.parametrize("shape", [(None, None, 1), (8, None, 1), (8, 8, None)])
+def test_models_of_images_of_any_size_are_refused(shape, tmp_path):
+    images = keras.Input(shape, dtype="uint8")
+    x = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(images))
+    y = layers.Softmax()(layers.Lambda(lambda x: keras.ops.tile(x[:, :1], (1, CLASSES)), (CLASSES,))(x))
+    with pytest.raises(UserError, match="goes from uint8 images of one size, .*Received: inputs=.*None"):
+        ship(keras.Model(images, y), tmp_path / "net")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["tflite_float16", "tflite_dynamic"])
+def test_what_measures_no_ranges_needs_no_samples(form, tmp_path):
+    shipped = ship(network(), tmp_path / "net", formats=[form], max_top1_drop=100)
+    assert [check["form"] for check in shipped.receipt["checks"]] == ["pruned", form]
+    with pytest.raises(UserError, match=f"{form} is checked by its top-1: give Probe.labels"):
+        ship(network(), tmp_path / "net", None, formats=[form])
+
+
+@pytest.mark.parametrize("samples", [None, IMAGES[:0]])
+def test_what_measures_ranges_names_the_samples_it_lacks(samples, tmp_path):
+    with pytest.raises(UserError, match="tflite_int8 measures its ranges on training images: give Probe.samples$"):
+        ship(network(), tmp_path / "net", samples=samples, formats=["tflite", "tflite_int8"])
+    assert not list(tmp_path.iterdir())
+    shipped = ship(network(), tmp_path / "net", samples=IMAGES, formats=["tflite_int8"], max_top1_drop=100)
+    assert (shipped.folder / "model_int8.tflite").is_file()
+
+
+def test_compressed_files_need_no_samples(tmp_path):
+    def content():
+        tflite.write(compact(network()), tmp_path / "small.tflite", IMAGES[:0])
+        return (tmp_path / "small.tflite").read_bytes()
+
+    shipped = ship(network(), tmp_path / "net", compressed={"magnitude": content})
+    assert [check["form"] for check in shipped.receipt["checks"]] == ["pruned", "tflite", "magnitude"]
