@@ -15,6 +15,7 @@ from gated_resnext.preprocessing import Preprocessing
 
 PICTURES = "encoded_images"  # the signature, and its input
 Guard = Callable[[tf.Tensor, tuple[int | None, ...]], tf.Tensor]
+LABELS = pathlib.PurePath("assets", "labels.txt")  # which an export puts beside it
 PARTS = ("saved_model.pb", "fingerprint.pb", "variables", "assets")
 
 
@@ -101,4 +102,4 @@ def picture_runner(folder: pathlib.Path) -> Callable[[Sequence[bytes]], np.ndarr
 def size(folder: pathlib.Path) -> int:
     """Bytes of its own files, beside which others may lie."""
     paths = [path for part in PARTS for path in (folder / part, *(folder / part).rglob("*"))]
-    return sum(path.stat().st_size for path in paths if path.is_file())
+    return sum(path.stat().st_size for path in paths if path.is_file() and path != folder / LABELS)

@@ -143,7 +143,7 @@ def ship(
             packed = len(gzip.compress(path.read_bytes(), mtime=0))
             checks.append({**check, "bytes": path.stat().st_size, "bytes_gzip": packed})
         if labels:
-            path = version.folder / ("assets" if served else "") / "labels.txt"
+            path = version.folder / (saved_model.LABELS if served else saved_model.LABELS.name)
             path.parent.mkdir(exist_ok=True)
             path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
         if served:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from export import shipping, tflite
+from export import comparison, shipping, tflite
 from export.compact import compact
 from gated_resnext import Architecture, Connectivity, GatedResNeXt
 from gated_resnext.branches import GatedBranches
@@ -29,8 +29,8 @@ def network(activation="softmax"):
     return GatedResNeXt(ARCH, Connectivity.initial(ARCH, "random", seed=0), activation, seed=0)
 
 
-def ship(model, path, labels=LABELS, samples=None, **options):
-    probe = shipping.Probe(IMAGES, labels, "images of random pixels", samples=samples)
+def ship(model, path, classes=LABELS, samples=None, **options):
+    probe = shipping.Probe(IMAGES, classes, "images of random pixels", samples=samples)
     return shipping.ship(model, path, probe, **{"formats": ["tflite"], **options})
 
 
@@ -95,3 +95,9 @@ def test_compressed_files_need_no_samples(tmp_path):
 
     shipped = ship(network(), tmp_path / "net", compressed={"magnitude": content})
     assert [check["form"] for check in shipped.receipt["checks"]] == ["pruned", "tflite", "magnitude"]
+
+
+def test_bytes_are_those_of_the_receipt_whoever_counts(tmp_path):
+    shipped = ship(network(), tmp_path / "net", formats=["saved_model"], labels=list("abc"))
+    assert (shipped.folder / "assets" / "labels.txt").read_text() == "a\nb\nc\n"
+    assert comparison.size(shipped.folder) == shipped.receipt["checks"][-1]["bytes"]
