@@ -74,8 +74,8 @@ def main(argv: list[str]) -> None:
     else:
         folder = pathlib.Path(WORKDIR.value).expanduser()
         model, said = gated_resnext.load(folder / "model.keras"), files.read_json(folder / "result.json")
-    labels = _labels(said)
     shape, classes = model.input_shape[1:], model.output_shape[-1]
+    labels = _labels(said, name, classes)
     network = trained.Trained(name, name, model.predict_on_batch, shape, classes, labels, dataset, recipe.test_resize)
     probe, preprocessing, images = _probe(network, dataset, recipe, shape)
     shipped = shipping.ship(
@@ -93,10 +93,16 @@ def main(argv: list[str]) -> None:
     print("\n".join(["", _receipt(shipped.receipt, shipped.folder), *shipped.notes]))
 
 
-def _labels(said: Any) -> list[str] | None:
+def _labels(said: Any, name: str, classes: int) -> list[str] | None:
     """The names of the classes as the training wrote them down: those of the images may have changed since."""
     labels = said.get("labels") if isinstance(said, dict) else None
-    return list(map(str, labels)) if isinstance(labels, list) else None
+    if not isinstance(labels, list):
+        return None
+    if len(labels) != classes:
+        raise errors.UserError(
+            f"{name} tells {classes} classes apart, and its training named {len(labels)}: train it anew"
+        )
+    return list(map(str, labels))
 
 
 def _methods() -> list[str]:

@@ -104,8 +104,6 @@ def ship(
     output = pathlib.Path(output)
     chosen = choose(formats)
     _check_model(model)
-    if labels and len(labels) != model.output_shape[-1]:
-        raise UserError(f"labels are one a class: {model.output_shape[-1]} of them. Received: {len(labels)}")
     served = any(FORMATS[name].decodes for name in chosen)
     if served:
         serving.check_name(output)

@@ -88,7 +88,8 @@ def test_the_names_are_those_of_the_training(place, export):
     assert done.returncode == 0, done.stderr
     assert (shipped(place) / "labels.txt").read_text().split() == ["0", "1", "2"]
     files.write_json(place / "run" / "result.json", {"labels": CLASSES[:2]})
-    assert "labels are one a class: 3 of them. Received: 2" in one_line(export("--formats=tflite"))
+    error = one_line(export("--formats=tflite"))
+    assert "photos_8_2_3_k1 tells 3 classes apart, and its training named 2" in error
 
 
 def test_a_broken_image_is_named(place, export):
