@@ -10,14 +10,21 @@ probabilities or logits. On random pixels, or on the test images of a data set, 
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from export import backend
 from gated_resnext import errors, files
 from gated_resnext.datasets.table import DATASETS
 from gated_resnext.recipes import RECIPES
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gated_resnext.interchange import Opened
+
+BATCH = 128
 SAVED_MODEL = flags.DEFINE_multi_string("saved_model", [], "SavedModel folder or .tflite file; give it twice.")
 IMAGES_FROM = flags.DEFINE_string("images_from", None, f"Data set of the test images: {', '.join(DATASETS)}.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
@@ -40,32 +47,45 @@ def main(argv: list[str]) -> None:
         raise errors.UserError(
             f"the data set must be one of {', '.join(DATASETS)}. Received: --images_from={IMAGES_FROM.value}"
         )
+    backend.choose()
     from export import comparison, latency
     from gated_resnext import interchange
 
     whites = (WHITE.value * 2)[:2] if len(WHITE.value) == 1 else WHITE.value
     a, b = (interchange.opened(path, white) for path, white in zip(SAVED_MODEL.value, whites, strict=True))
-    images, labels, origin = _images((a, b))
-    found = comparison.compare(a, b, images, labels, rounds=ROUNDS.value)
+    images, labels, classes, origin = _images((a, b), whites)
+    found = comparison.compare(a, b, images, labels, classes=classes, rounds=ROUNDS.value)
     found |= {"paths": [str(a.path), str(b.path)], "images": f"{len(images)} {origin}", "machine": latency.machine()}
     print(_table(found, a, b))
     if JSON.value:
         files.write_json(pathlib.Path(JSON.value).expanduser(), found)
 
 
-def _images(models: tuple[Any, Any]) -> tuple[Any, Any, str]:
+def _images(
+    models: tuple[Opened, Opened], whites: list[float]
+) -> tuple[np.ndarray, np.ndarray | None, int | None, str]:
+    """Images of the networks' size; their classes, and how many there are, or None; and where they are from."""
     import numpy as np
 
     from export import comparison
 
     if IMAGES_FROM.value is None:
         shape = (IMAGES.value, *comparison.image_shape(models))
-        return np.random.default_rng(0).integers(0, 256, shape, np.uint8), None, "images of random pixels"
-    from gated_resnext.data import Images
+        return np.random.default_rng(0).integers(0, 256, shape, np.uint8), None, None, "images of random pixels"
+    from gated_resnext import trained
 
-    recipe = RECIPES[DATASETS[IMAGES_FROM.value].recipe]
-    images, labels = Images(IMAGES_FROM.value, recipe, DATA_DIR.value).test_batch(IMAGES.value)
-    return images, labels, f"test images of {IMAGES_FROM.value}"
+    info = DATASETS[IMAGES_FROM.value]
+    input_shape = comparison.image_shape(models, info.input_shape)
+    networks = [trained.of_saved_model(model.path, white) for model, white in zip(models, whites, strict=True)]
+    resize = next((network.resize for network in networks if network.resize), None)
+    if resize is None and input_shape == info.input_shape:
+        resize = RECIPES[info.recipe].test_resize
+    both = [
+        trained.images_for(network._replace(shape=input_shape, resize=resize), info.name, DATA_DIR.value)
+        for network in networks  # refuses those of other classes
+    ]
+    images, labels = zip(*both[0].batches("test", IMAGES.value, BATCH), strict=True)
+    return np.concatenate(images), np.concatenate(labels), len(both[0].labels), f"test images of {info.name}"
 
 
 def _table(found: dict[str, Any], a: Any, b: Any) -> str:

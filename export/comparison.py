@@ -19,15 +19,21 @@ from gated_resnext.interchange import Opened
 BATCHES = (1, 64)
 
 
-def image_shape(models: Sequence[Opened]) -> tuple[int, int, int]:
+def image_shape(
+    models: Sequence[Opened], otherwise: tuple[int | None, ...] = (None, None, None)
+) -> tuple[int, int, int]:
     """The (height, width, channels) that all of them take.
+
+    Args:
+        models: the networks.
+        otherwise: what to take of that where any would do.
 
     Raises:
         UserError: if there is none, or any would do.
     """
     sizes = []
     for axis, word in enumerate(("height", "width", "channels")):
-        known = {model.shape[axis] for model in models} - {None}
+        known = {model.shape[axis] for model in models} - {None} or {otherwise[axis]} - {None}
         if len(known) > 1:
             shapes = " and ".join(str(model.shape) for model in models)
             raise UserError(f"the networks take images of different size, (height, width, channels): {shapes}")
@@ -38,7 +44,13 @@ def image_shape(models: Sequence[Opened]) -> tuple[int, int, int]:
 
 
 def compare(
-    a: Opened, b: Opened, images: np.ndarray, labels: np.ndarray | None = None, *, rounds: int = 9
+    a: Opened,
+    b: Opened,
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    classes: int | None = None,
+    rounds: int = 9,
 ) -> dict[str, Any]:
     """Runs both on the same images, then times them in turns.
 
@@ -47,6 +59,7 @@ def compare(
         b: the one to put in its place.
         images: (n, height, width, channels) uint8.
         labels: (n,) classes, or None.
+        classes: how many there are; None where nobody says.
         rounds: turns of each in the timing.
 
     Returns:
@@ -55,19 +68,21 @@ def compare(
         `BATCHES`, `ratio` (times that a takes as long as b) and `ms`, a pair of medians.
 
     Raises:
-        UserError: if they do not take such images, or have different numbers of classes.
+        UserError: if they do not take such images, or have different numbers of classes, or another than `classes`.
     """
     outputs = [model.answers(images) for model in (a, b)]
     if outputs[0].shape != outputs[1].shape:
         raise UserError(f"{a.path} tells {outputs[0].shape[1]} classes apart, {b.path} {outputs[1].shape[1]}")
+    if classes not in (None, outputs[0].shape[1]):
+        raise UserError(f"{a.path} tells {outputs[0].shape[1]} classes apart, the images are of {classes}")
     logits = [not are_probabilities(output) for output in outputs]
     probabilities = [softmax(output) if raw else output for output, raw in zip(outputs, logits, strict=True)]
-    classes = [output.argmax(-1) for output in outputs]
+    answers = [output.argmax(-1) for output in outputs]
     times = {batch: _timed(a, b, np.resize(images, (batch, *images.shape[1:])), rounds) for batch in BATCHES}
     return {
-        "agreement": float((classes[0] == classes[1]).mean()),
+        "agreement": float((answers[0] == answers[1]).mean()),
         "max_difference": float(np.abs(probabilities[0] - probabilities[1]).max()),
-        "top1": [None if labels is None else float((found == labels).mean()) for found in classes],
+        "top1": [None if labels is None else float((found == labels).mean()) for found in answers],
         "bytes": [size(a.path), size(b.path)],
         "logits": logits,
         "latency": times,

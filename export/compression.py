@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from export import tflite
+from export import backend, tflite
 from export.compact import Toolkit, compact
 from gated_resnext.data import Images
 from gated_resnext.errors import UserError
@@ -91,8 +91,10 @@ def compress(
         The .tflite file.
 
     Raises:
-        UserError: if the method is unknown, a number is out of its range or the extra is not installed.
+        UserError: if the method is unknown, a number is out of its range, the extra is not installed or Keras is not
+            on TensorFlow.
     """
+    backend.check()
     check([method], epochs=epochs, sparsity=sparsity, clusters=clusters)
     tf_keras = tools().tf_keras
     twin = compact(model, bundle_channels=0, toolkit=_toolkit(tf_keras))

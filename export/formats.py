@@ -19,7 +19,8 @@ class Format(NamedTuple):
     `filename` is the file's within the version's folder, or "" for that folder; `write(compact graph, path, training
     images)` makes it; `runner(path)` loads it as a function from uint8 images to probabilities; `size(path)` counts its
     bytes; `exact` tells whether it must give the same probabilities, or may lose accuracy within a bound; `decodes`
-    whether it takes picture files too: then `write` takes `preprocessing` as well.
+    whether it takes picture files too: then `write` takes `preprocessing` as well; `measures` whether `write` needs the
+    training images, on which it measures ranges.
     """
 
     filename: str
@@ -28,6 +29,7 @@ class Format(NamedTuple):
     size: Callable[[pathlib.Path], int]
     exact: bool = True
     decodes: bool = False
+    measures: bool = False
 
 
 FORMATS = {
@@ -36,6 +38,8 @@ FORMATS = {
     "tflite": Format("model.tflite", tflite.write, tflite.runner, tflite.size),
     "tflite_float16": Format("model_float16.tflite", tflite.write_float16, tflite.runner, tflite.size, exact=False),
     "tflite_dynamic": Format("model_dynamic.tflite", tflite.write_dynamic, tflite.runner, tflite.size, exact=False),
-    "tflite_int8": Format("model_int8.tflite", tflite.write_int8, tflite.runner, tflite.size, exact=False),
+    "tflite_int8": Format(
+        "model_int8.tflite", tflite.write_int8, tflite.runner, tflite.size, exact=False, measures=True
+    ),
 }
 DEFAULT = ("saved_model", "tflite")

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gated_resnext import errors, recipes, zoo
+from export import backend
+from gated_resnext import errors, files, recipes, trained, zoo
 from gated_resnext.datasets.table import DATASETS
-from gated_resnext.trained import finished
 
 if TYPE_CHECKING:
     from export.shipping import Probe
@@ -36,7 +36,9 @@ FORMATS = flags.DEFINE_list(
 MAX_TOP1_DROP = flags.DEFINE_float("max_top1_drop", 0.5, "Points of top-1 that a quantised format may lose.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
 SAMPLES = 256  # training images on which int8 measures its ranges
-IMAGES = flags.DEFINE_integer("images", 1000, "Test images to check on, from the first; 0 for all.", lower_bound=0)
+IMAGES = flags.DEFINE_integer(
+    "images", 1000, "Test images to check on: the first, of a folder evenly spaced ones; 0 for all.", lower_bound=0
+)
 COMPRESS = flags.DEFINE_list(
     "compress",
     [],
@@ -58,18 +60,24 @@ def main(argv: list[str]) -> None:
         name, dataset = ENTRY.value, zoo.entry(ENTRY.value).dataset
         recipe = recipes.RECIPES[DATASETS[dataset].recipe]
     else:
-        run = finished(WORKDIR.value)
+        run = trained.finished(WORKDIR.value)
         name, dataset, recipe = run.entry, run.dataset, run.recipe
 
+    backend.choose()
     import gated_resnext
     from export import shipping
 
     formats, methods = shipping.choose(FORMATS.value), _methods()
+    _check_noise(formats, methods)
     if ENTRY.value:
-        model = zoo.load(name, "published")
+        model, said = zoo.load(name, "published"), zoo.card(name)
     else:
-        model = gated_resnext.load(pathlib.Path(WORKDIR.value).expanduser() / "model.keras")
-    probe, preprocessing, images = _probe(dataset, recipe, model.input_shape[1:])
+        folder = pathlib.Path(WORKDIR.value).expanduser()
+        model, said = gated_resnext.load(folder / "model.keras"), files.read_json(folder / "result.json")
+    shape, classes = model.input_shape[1:], model.output_shape[-1]
+    labels = _labels(said, name, classes)
+    network = trained.Trained(name, name, model.predict_on_batch, shape, classes, labels, dataset, recipe.test_resize)
+    probe, preprocessing, images = _probe(network, dataset, recipe, shape)
     shipped = shipping.ship(
         model,
         pathlib.Path(OUTPUT.value).expanduser() / name,
@@ -78,11 +86,23 @@ def main(argv: list[str]) -> None:
         formats=formats,
         max_top1_drop=MAX_TOP1_DROP.value,
         compressed={method: functools.partial(_compressed, model, method, images) for method in methods},
-        labels=None if images is None else images.labels,
+        labels=images.labels if labels is None and images is not None else labels,
         dataset=dataset,
         say=functools.partial(print, flush=True),
     )
     print("\n".join(["", _receipt(shipped.receipt, shipped.folder), *shipped.notes]))
+
+
+def _labels(said: Any, name: str, classes: int) -> list[str] | None:
+    """The names of the classes as the training wrote them down: those of the images may have changed since."""
+    labels = said.get("labels") if isinstance(said, dict) else None
+    if not isinstance(labels, list):
+        return None
+    if len(labels) != classes:
+        raise errors.UserError(
+            f"{name} tells {classes} classes apart, and its training named {len(labels)}: train it anew"
+        )
+    return list(map(str, labels))
 
 
 def _methods() -> list[str]:
@@ -94,6 +114,17 @@ def _methods() -> list[str]:
     compression.check(COMPRESS.value, epochs=COMPRESS_EPOCHS.value, sparsity=SPARSITY.value, clusters=CLUSTERS.value)
     compression.tools()
     return list(dict.fromkeys(COMPRESS.value))
+
+
+def _check_noise(formats: list[str], methods: list[str]) -> None:
+    """Random pixels have no classes, and so no accuracy that could be kept."""
+    from export.formats import FORMATS as known
+
+    lossy = [*(name for name in formats if not known[name].exact), *methods]
+    if lossy and NOISE.value:
+        raise errors.UserError(
+            f"{lossy[0]} is checked by its top-1, which needs the data set's images; not with --noise"
+        )
 
 
 def _compressed(model: Any, method: str, images: Images | None) -> bytes:
@@ -112,37 +143,61 @@ def _compressed(model: Any, method: str, images: Images | None) -> bytes:
 
 
 def _probe(
-    dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]
-) -> tuple[Probe, Preprocessing, Images | None]:
+    network: trained.Trained, dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]
+) -> tuple[Probe, Preprocessing | None, Images | None]:
     """What to check on, how a picture becomes the network's pixels, and the data set, unless it is random pixels."""
+    from export.formats import FORMATS as known
     from export.shipping import BATCH, Probe
-    from gated_resnext.preprocessing import Preprocessing
 
     count = IMAGES.value
     if NOISE.value:
-        preprocessing = Preprocessing.of(shape, recipe, DATASETS.get(dataset))
-        return _noise(count or 1000, preprocessing), preprocessing, None
-    from gated_resnext.data import Images
-
-    images = Images(dataset, recipe, DATA_DIR.value, shape)
+        preprocessing = _preprocessing(dataset, recipe, shape)
+        return _noise(count or 1000, shape, preprocessing), preprocessing, None
+    images = _images(network, dataset, recipe, shape)
     pixels, classes = images.test_batch(count or len(images))
-    samples = images.samples(SAMPLES) if COMPRESS.value or any("int8" in form for form in FORMATS.value) else pixels[:0]
-    pictures = images.pictures(min(BATCH, len(pixels)))
+    samples = images.samples(SAMPLES) if any(known[name].measures for name in FORMATS.value) else None
+    pictures = images.pictures(min(BATCH, len(pixels)), len(pixels))
     probe = Probe(pixels, classes, f"test images of {dataset}", samples, pictures)
     return probe, images.preprocessing, images
 
 
-def _noise(count: int, preprocessing: Preprocessing) -> Probe:
+def _images(network: trained.Trained, dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]) -> Images:
+    """The data set, of the network's classes, without a broken image."""
+    from gated_resnext.data import Images
+
+    try:
+        images = Images(dataset, recipe, DATA_DIR.value, shape)
+    except errors.UserError as error:
+        raise errors.UserError(f"{error}; or export with --noise, which goes without images") from None
+    trained.images_for(network, data_dir=DATA_DIR.value)  # refuses those of other classes
+    images.check()
+    return images
+
+
+def _preprocessing(dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]) -> Preprocessing | None:
+    """`Images.preprocessing` of a data set that is not at hand; None where nobody knows the size of its pictures."""
+    from gated_resnext.preprocessing import Preprocessing
+
+    info = DATASETS.get(dataset)
+    if info and not info.streamed:
+        info = info._replace(picture_side=info.picture_side or min(info.input_shape[:2]))
+    unknown = info is None and recipe.crop == "pad" and recipe.test_resize is None
+    return None if unknown else Preprocessing.of(shape, recipe, info)
+
+
+def _noise(count: int, shape: tuple[int, int, int], preprocessing: Preprocessing | None) -> Probe:
     """Random pixels, and pictures of which they are the middle."""
     import numpy as np
     import tensorflow as tf
 
     from export.shipping import BATCH, Probe
 
-    (height, width, channels), side = preprocessing.shape, preprocessing.resize
-    whole = np.random.default_rng(0).integers(0, 256, (count, side, side, channels), np.uint8)
-    top, left = (side - height) // 2, (side - width) // 2
-    pictures = [tf.io.encode_png(picture).numpy() for picture in whole[:BATCH]]
+    height, width, channels = shape
+    side = preprocessing.resize if preprocessing else 0
+    size = max(side, height), max(side, width)
+    whole = np.random.default_rng(0).integers(0, 256, (count, *size, channels), np.uint8)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    pictures = [tf.io.encode_png(picture).numpy() for picture in whole[:BATCH]] if preprocessing else []
     pixels = whole[:, top : top + height, left : left + width]
     return Probe(pixels, None, "images of random pixels", pictures=pictures)
 

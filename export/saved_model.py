@@ -9,11 +9,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from export import backend
 from gated_resnext.interchange import SIGNATURE
 from gated_resnext.preprocessing import Preprocessing
 
 PICTURES = "encoded_images"  # the signature, and its input
 Guard = Callable[[tf.Tensor, tuple[int | None, ...]], tf.Tensor]
+LABELS = pathlib.PurePath("assets", "labels.txt")  # which an export puts beside it
 PARTS = ("saved_model.pb", "fingerprint.pb", "variables", "assets")
 
 
@@ -38,8 +40,10 @@ def write(
         guard: returns the images it is given, and fails if they have another shape than the second argument.
 
     Raises:
+        UserError: if Keras is not on TensorFlow.
         ValueError: if that gives pixels of another shape than the network's.
     """
+    backend.check()
     module = tf.Module()
     # The variables alone: keras.export.ExportArchive stores them twice, once under the model and once under its layers.
     module.weights = [variable.value for variable in model.variables]
@@ -98,4 +102,4 @@ def picture_runner(folder: pathlib.Path) -> Callable[[Sequence[bytes]], np.ndarr
 def size(folder: pathlib.Path) -> int:
     """Bytes of its own files, beside which others may lie."""
     paths = [path for part in PARTS for path in (folder / part, *(folder / part).rglob("*"))]
-    return sum(path.stat().st_size for path in paths if path.is_file())
+    return sum(path.stat().st_size for path in paths if path.is_file() and path != folder / LABELS)

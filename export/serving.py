@@ -7,6 +7,7 @@ import re
 
 from export.warmup import MAX_BATCH
 from gated_resnext import files
+from gated_resnext.errors import UserError
 
 MARK = "# Written at every export. Delete this line to keep changes of your own.\n"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # safe in a URL, in YAML and in a protocol buffer's text
@@ -150,6 +151,19 @@ def write(root: pathlib.Path) -> list[str]:
         kept = [name for name, text in texts(names).items() if not _write(root / name, text)]
         if models(root) == names:  # else another export ended meanwhile, and may have seen less than there is now
             return [f"Kept {root / name}, which is yours: it lacks the line {MARK.strip()!r}" for name in kept]
+
+
+def check_name(model: pathlib.Path) -> None:
+    """Finds that TF Serving can be told of a model by the name of its folder.
+
+    Raises:
+        UserError: if not.
+    """
+    if not NAME.fullmatch(model.name):
+        raise UserError(
+            "a folder that TF Serving is to serve has a name of letters, digits, '.', '_' and '-' that begins with a "
+            f"letter or digit. Received: {model.name!r}; choose another --output, or formats without saved_model"
+        )
 
 
 def models(root: pathlib.Path) -> list[str]:

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from export import saved_model, serving, tflite, warmup
+from export import backend, saved_model, serving, tflite, warmup
 from export.compact import compact
 from export.counts import compact_counts
 from export.formats import DEFAULT, FORMATS
 from gated_resnext import files
 from gated_resnext.branches import GatedBranches
 from gated_resnext.errors import UserError
+from gated_resnext.evaluation import are_probabilities
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.preprocessing import Preprocessing
 from gated_resnext.pruning import prune
@@ -32,8 +33,8 @@ BATCH = 128
 class Probe(NamedTuple):
     """What the files are checked on: images, uint8 (n, height, width, channels), labels or None, and their origin.
 
-    `samples` are training images, of the same shape, on which the quantised formats measure their ranges; `pictures`
-    the picture files that the first of the images came from.
+    `samples` are training images, of the same shape, on which tflite_int8 measures its ranges; `pictures` the picture
+    files that the first of the images came from.
     """
 
     images: np.ndarray
@@ -95,27 +96,29 @@ def ship(
         say: is told what begins.
 
     Raises:
-        UserError: if a format is unknown or needs real images and has none, if the model takes or gives something else,
-            if TF Serving could not load what it finds there, or a file does not compute the same function, or loses too
-            much accuracy.
+        UserError: if Keras is not on TensorFlow, a format is unknown or needs real images and has none, if the model
+            takes or gives something else, if TF Serving could not find or load what is written, or a file does not
+            compute the same function, or loses too much accuracy.
     """
+    backend.check()
     output = pathlib.Path(output)
     chosen = choose(formats)
     _check_model(model)
     served = any(FORMATS[name].decodes for name in chosen)
-    if not served and serving.is_served(output):
+    if served:
+        serving.check_name(output)
+    elif serving.is_served(output):
         raise UserError(
             f"{output} is served by TF Serving, which loads its largest version: that must hold a SavedModel. "
             "Add saved_model to --formats or choose another --output"
         )
-    lossy = [*(name for name in chosen if not FORMATS[name].exact), *(compressed or {})]
-    if lossy and (probe.labels is None or probe.samples is None):
-        raise UserError(f"{lossy[0]} is checked by its top-1, which needs the data set's images; not with --noise")
+    _check_probe(probe, chosen, [*(name for name in chosen if not FORMATS[name].exact), *(compressed or {})])
     samples = probe.images[:0] if probe.samples is None else probe.samples
     pruned = prune(model)
     small = compact(pruned) if isinstance(pruned, GatedResNeXt) else pruned
     say(f"Running the trained network on {len(probe.images)} {probe.origin}")
     reference = run_in_batches(model.predict_on_batch, probe.images)
+    _check_probabilities(model, reference)
     checks = [_check("pruned", pruned.predict_on_batch, probe.images, reference, probe.labels)]
     notes = []
     with files.next_version(output) as version:
@@ -138,7 +141,7 @@ def ship(
             packed = len(gzip.compress(path.read_bytes(), mtime=0))
             checks.append({**check, "bytes": path.stat().st_size, "bytes_gzip": packed})
         if labels:
-            path = version.folder / ("assets" if served else "") / "labels.txt"
+            path = version.folder / (saved_model.LABELS if served else saved_model.LABELS.name)
             path.parent.mkdir(exist_ok=True)
             path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
         if served:
@@ -158,6 +161,15 @@ def ship(
     return Shipped(version.path, receipt, notes)
 
 
+def _check_probe(probe: Probe, formats: Sequence[str], lossy: Sequence[str]) -> None:
+    """Finds that it has what the formats are checked by, and what they are made with."""
+    if lossy and probe.labels is None:
+        raise UserError(f"{lossy[0]} is checked by its top-1: give Probe.labels, the classes of the images")
+    measured = [name for name in formats if FORMATS[name].measures]
+    if measured and (probe.samples is None or len(probe.samples) == 0):
+        raise UserError(f"{measured[0]} measures its ranges on training images: give Probe.samples")
+
+
 def _check_model(model: keras.Model) -> None:
     """Refuses what has no graph of the signature that is exported."""
     if isinstance(model, GatedResNeXt):
@@ -170,10 +182,24 @@ def _check_model(model: keras.Model) -> None:
             )
         return
     inputs, outputs = (getattr(model, name, None) or [] for name in ("inputs", "outputs"))  # none where subclassed
-    if [(each.dtype, len(each.shape)) for each in inputs] != [("uint8", 4)] or [len(y.shape) for y in outputs] != [2]:
+    if (
+        [(each.dtype, len(each.shape)) for each in inputs] != [("uint8", 4)]
+        or [len(y.shape) for y in outputs] != [2]
+        or any(None in tensor.shape[1:] for tensor in (*inputs, *outputs))
+    ):
         raise UserError(
-            "a model is exported that goes from uint8 images, (batch, height, width, channels), to (batch, classes): "
-            f"begin it with keras.Input(shape, dtype='uint8'). Received: inputs={inputs}, outputs={outputs}"
+            "a model is exported that goes from uint8 images of one size, (batch, height, width, channels), to (batch, "
+            f"classes): begin it with keras.Input(shape, dtype='uint8'). Received: inputs={inputs}, outputs={outputs}"
+        )
+
+
+def _check_probabilities(model: keras.Model, outputs: np.ndarray) -> None:
+    """Refuses what would be shipped under the name `probabilities` and is none."""
+    if not are_probabilities(outputs):
+        sums = outputs.sum(-1)
+        raise UserError(
+            f"an export gives probabilities, and {model.name} ends in logits; end it in a softmax. Received: rows from "
+            f"{outputs.min():.3g} to {outputs.max():.3g} that sum to {sums.min():.3g} to {sums.max():.3g}"
         )
 
 

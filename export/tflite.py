@@ -57,13 +57,27 @@ def write_int8(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> N
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = tf.uint8
-        converter.representative_dataset = lambda: ({"images": image[None].astype(np.float32)} for image in samples)
+        converter.representative_dataset = lambda: ({"images": image[None].astype(np.float32)} for image in shown)
 
+    shown = _with_black_and_white(samples)
     # The converter makes an input uint8 by quantising it, so here it has to start as a float.
     pixels = keras.Input(model.input_shape[1:], name="images", dtype="float32")
     floating = keras.models.clone_model(model, input_tensors=pixels)
     floating.set_weights(model.get_weights())
     _convert(floating, path, options, tf.ensure_shape)
+
+
+def _with_black_and_white(samples: np.ndarray) -> np.ndarray:
+    """The samples; where none has a pixel of 0, or of 255, also with their contrast stretched to both.
+
+    The input's range is measured too: the file would take pixels brighter than all samples for the brightest of them.
+    """
+    if samples.min() == 0 and samples.max() == 255:
+        return samples
+    low, high = (end(samples, (1, 2, 3), keepdims=True).astype(np.float64) for end in (np.min, np.max))
+    ramp = np.linspace(0.0, 1.0, samples[0].size).reshape(samples[0].shape)  # of an image of one colour
+    stretched = np.where(high > low, (samples - low) / np.maximum(high - low, 1.0), ramp)
+    return np.concatenate([samples, np.rint(255.0 * stretched).astype(np.uint8)])
 
 
 def _joined_and_parted(images: tf.Tensor, shape: tuple[int | None, ...]) -> tf.Tensor:

@@ -218,20 +218,29 @@ class Images:
         return sum(self.source.sizes.values()) if split == "all" else self.source.sizes[split]
 
     def test_batch(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first `count` test images and their labels, as arrays."""
-        images, labels = next(iter(self.test(min(count, len(self)))))
-        return images.numpy(), labels.numpy()
+        """`count` test images and their labels, as arrays: the first, or of a folder evenly spaced ones."""
+        return self._some("test", min(count, len(self)))
 
     def samples(self, count: int) -> np.ndarray:
-        """The first `count` training images, cropped as test images are."""
-        images, _ = next(iter(self._plain("train").batch(min(count, self.size))))
-        return images.numpy()
+        """`count` training images, cropped as test images are, chosen in the same way."""
+        return self._some("train", min(count, self.size))[0]
 
-    def pictures(self, count: int) -> list[bytes]:
-        """The first `count` test images as picture files of the data set's own size, before any crop."""
+    def pictures(self, count: int, of: int | None = None) -> list[bytes]:
+        """The first `count` of `test_batch(of)` as picture files of the data set's own size, before any crop.
+
+        Args:
+            count: how many.
+            of: None for `count`.
+        """
         if self.source.streamed:
-            return [encoded for encoded, _ in self.source.in_order("test").take(count).as_numpy_iterator()]
+            rows = self.source.some("test", count if of is None else of).take(count)
+            return [encoded for encoded, _ in rows.as_numpy_iterator()]
         return [tf.io.encode_png(image).numpy() for image in self.arrays("test")[0][:count]]
+
+    def _some(self, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = self._prepared(self.source.some(split, count)) if self.source.streamed else self._plain(split)
+        images, labels = next(iter(rows.batch(count)))
+        return images.numpy(), labels.numpy()
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -242,7 +251,7 @@ class Images:
 
     def _plain(self, split: str, mine: Callable[[tf.Tensor], tf.Tensor] | None = None) -> tf.data.Dataset:
         """Images, cropped at the centre, and labels in order; of the rows whose number is `mine`."""
-        height, width, channels = self.input_shape
+        height, width, _ = self.input_shape
         if self.source.streamed:
             rows = self.source.in_order(split)
         else:
@@ -252,8 +261,11 @@ class Images:
         if mine is not None:
             rows = rows.enumerate().filter(lambda number, row: mine(number))
             rows = rows.map(lambda number, row: row)
-        if not self.source.streamed:
-            return rows
+        return self._prepared(rows) if self.source.streamed else rows
+
+    def _prepared(self, rows: tf.data.Dataset) -> tf.data.Dataset:
+        """Encoded images as pixels, cropped at the centre."""
+        height, width, channels = self.input_shape
 
         def prepared(encoded: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return central_crop(decode(encoded, channels), (height, width), self.recipe.test_resize), label

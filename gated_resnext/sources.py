@@ -162,6 +162,10 @@ class TfdsSource:
         rows = self.builder.as_dataset(split=self.splits[split], decoders={"image": tfds.decode.SkipDecoding()})
         return rows.map(lambda row: (row["image"], tf.cast(row["label"], tf.int32)))
 
+    def some(self, split: str, count: int) -> tf.data.Dataset:
+        """Encoded image and label of `count` rows that stand for all: the first, as their order is mixed."""
+        return self.in_order(split).take(count)
+
     def shuffled(self, seed: int, first: int, rows: int, per_epoch: int, mine: Mine) -> tf.data.Dataset:
         """Number, encoded image and label of rows `first` to `first + rows` of the endless shuffled sequence.
 
@@ -200,7 +204,9 @@ class FolderSource:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
         if not self.path.is_dir():
-            raise UserError(f"--image_folder must be a folder with a sub-folder for each class. Received: {self.path}")
+            raise UserError(
+                f"the path of the images must be a folder with a sub-folder for each class. Received: {self.path}"
+            )
         test = next((name for name in ("test", "val", "validation") if (self.path / name).is_dir()), None)
         whole = (self.path / "train").is_dir() and test is not None
         roots = {"train": self.path / "train", "test": self.path / test} if whole and test else {"train": self.path}
@@ -258,7 +264,15 @@ class FolderSource:
 
     def in_order(self, split: str) -> tf.data.Dataset:
         """Encoded image and label of each file."""
-        paths, labels = self._tensors(split)
+        return self._read(self.files[split])
+
+    def some(self, split: str, count: int) -> tf.data.Dataset:
+        """The same of `count` files that stand for all, which are in the order of their classes."""
+        rows = self.files[split]
+        return self._read([rows[number] for number in spread(count, len(rows))])
+
+    def _read(self, files: Sequence[tuple[pathlib.Path, int]]) -> tf.data.Dataset:
+        paths, labels = _tensors(files)
         rows = tf.data.Dataset.from_tensor_slices((paths, labels))
         return rows.map(lambda path, label: (tf.io.read_file(path), label), num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -267,7 +281,7 @@ class FolderSource:
 
         Each epoch is `per_epoch` rows in another order; rows whose number is not `mine` are left out.
         """
-        paths, labels = self._tensors("train")
+        paths, labels = _tensors(self.files["train"])
 
         def row(number: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             key = tf.stack([tf.cast(seed, tf.int64), number // per_epoch])
@@ -275,10 +289,6 @@ class FolderSource:
             return number, tf.io.read_file(paths[index]), labels[index]
 
         return tf.data.Dataset.range(first, first + rows).filter(mine).map(row, num_parallel_calls=tf.data.AUTOTUNE)
-
-    def _tensors(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
-        paths, labels = zip(*self.files[split], strict=True)
-        return tf.constant([os.fsencode(path) for path in paths]), tf.constant(labels, tf.int32)
 
     def digest(self) -> str:
         """Tells apart folders with other files, by their names."""
@@ -297,6 +307,25 @@ class FolderSource:
         if broken:
             some = ", ".join(str(path) for path in broken[:5]) + (", ..." if len(broken) > 5 else "")
             raise UserError(f"{len(broken)} of {len(paths)} images cannot be decoded; mend or remove them: {some}")
+
+
+def spread(count: int, rows: int) -> list[int]:
+    """`count` of the numbers below `rows`, or all: evenly spaced, and so are the first of them, however many.
+
+    Example:
+
+    >>> spread(4, 20)
+    [2, 12, 7, 17]
+    """
+    count = min(count, rows)
+    bits = max(1, (count - 1).bit_length())
+    places = (int(f"{number:0{bits}b}"[::-1], 2) for number in range(1 << bits))
+    return [(2 * place + 1) * rows // (2 * count) for place in places if place < count]
+
+
+def _tensors(files: Sequence[tuple[pathlib.Path, int]]) -> tuple[tf.Tensor, tf.Tensor]:
+    paths, labels = zip(*files, strict=True)
+    return tf.constant([os.fsencode(path) for path in paths]), tf.constant(labels, tf.int32)
 
 
 def _decodes(path: pathlib.Path) -> bool:

@@ -10,7 +10,9 @@ import tensorflow as tf
 from export import comparison, latency, saved_model, tflite
 from export.compact import compact
 from gated_resnext import interchange, zoo
+from gated_resnext.data import Images
 from gated_resnext.errors import UserError
+from gated_resnext.recipes import RECIPES
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 1), np.uint8)
 
@@ -82,6 +84,40 @@ def test_the_command(folder, digits_dir, tmp_path, run_python):
     assert done.stdout.startswith("A's time by B's: ")
     assert "same class for 100.00 % of 360 test images of optical_digits" in done.stdout
     assert f"{(folder / 'model.tflite').stat().st_size:,}" in done.stdout
+
+
+def test_images_of_a_data_set_are_cropped_to_the_networks_size(tmp_path, digits_dir, foreign_model, run_python):
+    """Both say the class by one pixel, which is another one after a crop from the corner."""
+    sized = foreign_model(
+        tmp_path / "sized",
+        lambda x: {"y": tf.one_hot(tf.cast(x[:, 2, 3, 0] * (9 / 255), tf.int32), 10)},
+        shape=(None, 6, 6, 1),
+    )
+    foreign_model(
+        tmp_path / "any",
+        lambda x: {"y": tf.one_hot(tf.cast(x[:, 2, 3, 0] * (9 / 255), tf.int32), 10)},
+        shape=(None, None, None, 1),
+    )
+    paths = (f"--saved_model={sized}", f"--saved_model={tmp_path / 'any'}", f"--json={tmp_path / 'found.json'}")
+    data = ("--images_from=optical_digits", f"--data_dir={digits_dir}", "--rounds=1", "--images=200")
+    done = run_python("-m", "export.compare", *paths, *data)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    pixels, labels = Images("optical_digits", RECIPES["digits"], digits_dir).test_batch(200)
+    top1 = ((pixels[:, 3, 4, 0] * np.float32(9 / 255)).astype(int) == labels).mean()
+    assert found["top1"] == [top1] * 2 and found["agreement"] == 1
+    assert found["images"] == "200 test images of optical_digits"
+
+
+def test_images_of_other_classes_are_refused(folder, tmp_path, digits_dir, foreign_model, run_python):
+    path = foreign_model(tmp_path / "seven", lambda x: {"y": tf.one_hot(tf.zeros_like(x[:, 0, 0, 0], tf.int32), 7)})
+    flags = [f"--saved_model={path}"] * 2 + ["--images_from=optical_digits", f"--data_dir={digits_dir}", "--rounds=1"]
+    done = run_python("-m", "export.compare", *flags)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: seven tells 7 classes apart, optical_digits has 10" in done.stderr
+    ours = interchange.opened(folder / "saved_model")
+    with pytest.raises(UserError, match="saved_model tells 10 classes apart, the images are of 7"):
+        comparison.compare(ours, ours, IMAGES, np.zeros(70, np.int32), classes=7, rounds=1)
 
 
 @pytest.mark.parametrize(

@@ -310,6 +310,27 @@ def test_rows_in_order_are_the_files_and_their_classes(tmp_path):
         assert rows[0][1].dtype == np.int32
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 30, 64, 1000])
+def test_some_rows_lie_evenly_among_all(rows):
+    for count in {1, 2, 3, rows // 2 or 1, rows, rows + 1}:
+        numbers = sources.spread(count, rows)
+        few = min(count, rows)
+        assert sorted(numbers) == [(2 * place + 1) * rows // (2 * few) for place in range(few)]
+    numbers = sources.spread(rows, rows)
+    for first in (2, 4, 8, 16):
+        if rows >= first:  # no gap is wider than twice the mean, and one row
+            gaps = np.diff([-1, *sorted(numbers[:first]), rows])
+            assert gaps.max() <= 2 * rows / first + 1
+
+
+def test_some_rows_of_a_folder_are_of_every_class(tmp_path):
+    source = FolderSource(filled(tmp_path, *of_class("a", 30), *of_class("b", 30), *of_class("c", 60)))
+    for split in ("train", "test"):
+        labels = [int(label) for _, label in source.some(split, 4).as_numpy_iterator()]
+        assert sorted(labels) == [0, 1, 2, 2] and len(set(labels[:2])) == 2
+    assert len(list(source.some("test", 1000))) == source.sizes["test"] == 12
+
+
 # Data sets of tensorflow-datasets that no table knows
 
 

@@ -44,7 +44,7 @@ MISTAKES = {
         "strategy must be one of auto, one_device, mirrored, multi_worker, tpu. Received: 'tpus'",
     ),
     "no TPU": (["--strategy=tpu"], "no TPU was found .*; choose another --strategy"),
-    "no folder": (["--image_folder={empty}/missing"], "--image_folder must be a folder .* Received: {empty}/missing"),
+    "no folder": (["--image_folder={empty}/missing"], "of the images must be a folder .* Received: {empty}/missing"),
     "stray argument": ([K1], f"unexpected argument '{K1}'"),
     "unknown flag": (["--epoch_scale=0.1"], "epoch_scale"),
     "negative seed": (["--seed=-1"], "seed"),

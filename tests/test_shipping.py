@@ -1,0 +1,103 @@
+"""What `export.shipping.ship` refuses, and says so before it writes anything."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from export import comparison, shipping, tflite
+from export.compact import compact
+from gated_resnext import Architecture, Connectivity, GatedResNeXt
+from gated_resnext.branches import GatedBranches
+from gated_resnext.errors import UserError
+
+SHAPE, CLASSES = (8, 8, 1), 3
+IMAGES = np.random.default_rng(0).integers(0, 256, (20, *SHAPE), np.uint8)
+LABELS = np.arange(20) % CLASSES
+ARCH = Architecture(11, 2, 2, 1, CLASSES, SHAPE, stem_filters=4, filters=8)
+
+
+def own(activation, shape=SHAPE):
+    """A model of one's own; made of `GatedBranches`."""
+    images = keras.Input(shape, dtype="uint8")
+    y = GatedBranches([layers.Conv2D(4, 1), layers.Conv2D(4, 3, padding="same")])(layers.Rescaling(1 / 255)(images))
+    x = layers.GlobalAveragePooling2D()(layers.Average()(y))
+    return keras.Model(images, layers.Dense(CLASSES, activation=activation)(x), name="own")
+
+
+def network(activation="softmax"):
+    return GatedResNeXt(ARCH, Connectivity.initial(ARCH, "random", seed=0), activation, seed=0)
+
+
+def ship(model, path, classes=LABELS, samples=None, **options):
+    probe = shipping.Probe(IMAGES, classes, "images of random pixels", samples=samples)
+    return shipping.ship(model, path, probe, **{"formats": ["tflite"], **options})
+
+
+@pytest.mark.parametrize("make", [own, network])
+@pytest.mark.parametrize("labels", [LABELS, None])
+def test_logits_are_refused(make, labels, tmp_path):
+    with pytest.raises(UserError, match="ends in logits; end it in a softmax. Received: rows from -.* that sum to "):
+        ship(make(None), tmp_path / "net", labels)
+    assert not list(tmp_path.iterdir())
+    assert ship(make("softmax"), tmp_path / "net", labels).receipt["checks"][-1]["max_difference"] < 1e-5
+
+
+def test_outputs_that_are_no_probabilities_of_one_class_each_are_refused(tmp_path):
+    with pytest.raises(UserError, match="own ends in logits"):
+        ship(own("sigmoid"), tmp_path / "net")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["my net", "größe", ".net", "-net", "a:b"])
+def test_names_that_the_server_cannot_be_told_are_refused_first(name, tmp_path):
+    with pytest.raises(UserError, match=f"Received: {name!r}; choose another --output"):
+        ship(network(), tmp_path / name, formats=["saved_model"], say=pytest.fail)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_for_devices_have_any_name(tmp_path):
+    assert ship(network(), tmp_path / "my net").folder == tmp_path / "my net" / "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["my net"]
+
+
+@pytest.mark.parametrize("shape", [(None, None, 1), (8, None, 1), (8, 8, None)])
+def test_models_of_images_of_any_size_are_refused(shape, tmp_path):
+    images = keras.Input(shape, dtype="uint8")
+    x = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 255)(images))
+    y = layers.Softmax()(layers.Lambda(lambda x: keras.ops.tile(x[:, :1], (1, CLASSES)), (CLASSES,))(x))
+    with pytest.raises(UserError, match="goes from uint8 images of one size, .*Received: inputs=.*None"):
+        ship(keras.Model(images, y), tmp_path / "net")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["tflite_float16", "tflite_dynamic"])
+def test_what_measures_no_ranges_needs_no_samples(form, tmp_path):
+    shipped = ship(network(), tmp_path / "net", formats=[form], max_top1_drop=100)
+    assert [check["form"] for check in shipped.receipt["checks"]] == ["pruned", form]
+    with pytest.raises(UserError, match=f"{form} is checked by its top-1: give Probe.labels"):
+        ship(network(), tmp_path / "net", None, formats=[form])
+
+
+@pytest.mark.parametrize("samples", [None, IMAGES[:0]])
+def test_what_measures_ranges_names_the_samples_it_lacks(samples, tmp_path):
+    with pytest.raises(UserError, match="tflite_int8 measures its ranges on training images: give Probe.samples$"):
+        ship(network(), tmp_path / "net", samples=samples, formats=["tflite", "tflite_int8"])
+    assert not list(tmp_path.iterdir())
+    shipped = ship(network(), tmp_path / "net", samples=IMAGES, formats=["tflite_int8"], max_top1_drop=100)
+    assert (shipped.folder / "model_int8.tflite").is_file()
+
+
+def test_compressed_files_need_no_samples(tmp_path):
+    def content():
+        tflite.write(compact(network()), tmp_path / "small.tflite", IMAGES[:0])
+        return (tmp_path / "small.tflite").read_bytes()
+
+    shipped = ship(network(), tmp_path / "net", compressed={"magnitude": content})
+    assert [check["form"] for check in shipped.receipt["checks"]] == ["pruned", "tflite", "magnitude"]
+
+
+def test_bytes_are_those_of_the_receipt_whoever_counts(tmp_path):
+    shipped = ship(network(), tmp_path / "net", formats=["saved_model"], labels=list("abc"))
+    assert (shipped.folder / "assets" / "labels.txt").read_text() == "a\nb\nc\n"
+    assert comparison.size(shipped.folder) == shipped.receipt["checks"][-1]["bytes"]
