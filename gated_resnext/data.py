@@ -275,15 +275,16 @@ class Images:
     def mean_image(self) -> np.ndarray:
         """Per-pixel mean of the centrally cropped training images, (height, width, channels) float32, 0 to 255.
 
-        A streamed data set's is that of its first `MEAN_IMAGES` images.
+        A streamed data set's is that of `MEAN_IMAGES` images: the first, or of a folder evenly spaced ones.
 
         Reference:
             Appendix E.1 of the paper; docs/deviations.md, row 20.
         """
         if not hasattr(self, "_mean_image"):
             total, count = np.zeros(self.input_shape), 0
-            rows = self._plain("train")
-            for images, _ in (rows.take(MEAN_IMAGES) if self.source.streamed else rows).batch(1000):
+            streamed = self.source.streamed
+            rows = self._prepared(self.source.some("train", MEAN_IMAGES)) if streamed else self._plain("train")
+            for images, _ in rows.batch(1000):
                 total += images.numpy().sum(0, dtype=np.float64)
                 count += len(images)
             self._mean_image = (total / count).astype(np.float32)

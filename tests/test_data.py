@@ -559,6 +559,15 @@ def test_samples_and_test_batches_of_a_folder_are_of_every_class(colours):
     assert sorted(images.samples(TRAIN + 1)[:, 0, 0, 0].tolist()) == list(range(TRAIN))
 
 
+def test_the_mean_image_of_a_folder_is_of_every_class(colours, monkeypatch):
+    images = colours["folder"]
+    monkeypatch.setattr(data, "MEAN_IMAGES", 2 * CLASSES)
+    again = data.Images(images.name, images.recipe, None, images.input_shape)
+    np.testing.assert_allclose(again.mean_image(), images.samples(2 * CLASSES).mean(0), rtol=1e-6)
+    first = np.concatenate([pixels for pixels, _ in listed(images._plain("train").take(2 * CLASSES).batch(9))])
+    assert np.abs(again.mean_image() - first.mean(0)).max() > 1
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_images_than_there_are_cost_no_more(colours, kind, monkeypatch):
     """A batch of 10**9 takes TensorFlow hours where there are 13 images and it maps them in parallel."""
