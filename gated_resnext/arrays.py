@@ -40,7 +40,11 @@ def write(images: Any, folder: pathlib.Path, part_bytes: int = PART_BYTES) -> pa
     if images.source.streamed:
         raise UserError(f"{name} is too large for arrays: it is read from its files")
     if target.exists():
-        raise UserError(f"{target} exists; remove it or choose another --output")
+        packed = are_packed(name, folder)
+        raise UserError(
+            f"{target} exists{'; remove it or' if packed else ', and is not what this command wrote:'} choose another "
+            "--output"
+        )
     with files.replacing(target) as temporary:
         temporary.mkdir()
         parts: list[dict[str, Any]] = []
@@ -95,7 +99,7 @@ class ArrayImages:
                 raise UserError(f"the images of {name} are read by TensorFlow alone: KERAS_BACKEND=tensorflow")
             raise UserError(
                 f"there is no {path}; where TensorFlow is, python -m gated_resnext.pack --dataset={name} "
-                f"--output={root.parent} writes it"
+                "--output=arrays writes one, for --data_dir=arrays"
             )
         about = files.read_json(path)
         try:

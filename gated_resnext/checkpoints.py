@@ -38,7 +38,7 @@ class Place:
         rollbacks: so far.
         images: digest of what is trained and tested on.
         wiring: as a dict; None while it is learned.
-        arithmetic: backend, precision and whether batch norm is synchronized; None in those of before 0.2.0.
+        arithmetic: backend, precision and the images whose statistics batch norm takes; None in those of before 0.2.0.
     """
 
     phase: int = 0

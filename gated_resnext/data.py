@@ -17,7 +17,7 @@ from gated_resnext.augmentation import augment, random_resized_crop
 from gated_resnext.errors import UserError
 from gated_resnext.preprocessing import Preprocessing, central_crop, decode
 from gated_resnext.recipes import Recipe
-from gated_resnext.sources import open_source
+from gated_resnext.sources import FolderSource, open_source
 
 MEAN_IMAGES = 10_000
 
@@ -198,9 +198,12 @@ class Images:
 
         Args:
             split: "all" is the training images and then the test images.
-            count: how many, from the first; None for all.
+            count: how many, from the first, or of a folder evenly spaced ones; None for all.
             batch_size: None for the recipe's.
         """
+        if count is not None and isinstance(self.source, FolderSource):  # in the order of its classes
+            rows = self._prepared(self.source.some(split, count))
+            return rows.batch(batch_size or self.recipe.batch_size).prefetch(2)
         first, *more = ("train", "test") if split == "all" else (split,)
         rows = self._plain(first)
         for other in more:

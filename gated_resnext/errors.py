@@ -68,6 +68,9 @@ def _parsed(argv: list[str]) -> list[str]:
 
 
 def _fail(message: str) -> int:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # whoever read it is gone; Python would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return 1

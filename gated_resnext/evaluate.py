@@ -33,7 +33,9 @@ SPLIT = flags.DEFINE_enum("split", "test", trained.SPLITS, "Which of them; train
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of tensorflow-datasets, or of gated_resnext.pack. Default: ~/tensorflow_datasets."
 )
-IMAGES = flags.DEFINE_integer("images", None, "How many, from the first. Default: all.", lower_bound=1)
+IMAGES = flags.DEFINE_integer(
+    "images", None, "How many: the first, of a folder evenly spaced ones. Default: all.", lower_bound=1
+)
 BINS = flags.DEFINE_integer("bins", DEFAULT_BINS, "Bins of the calibration error.", 1, 1000)
 WHITE = flags.DEFINE_float("white", 255.0, "A white pixel in a SavedModel's input of floats: 255 or 1.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for evaluation.json, confusion.png and confusion.svg.")

@@ -232,15 +232,17 @@ def _header(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome
 
 
 def _trained_by(outcomes: Sequence[Outcome]) -> list[str]:
-    """Which rows another version of this package trained, where there were several: they may end elsewhere."""
+    """Which rows were trained otherwise than others, by another version of this package, backend or precision."""
     rows: dict[str, list[str]] = {}
     for one in outcomes:
         if one.result and "version" in one.result:
-            rows.setdefault(one.result["version"], []).append(f"`{one.row.name}` seed {one.seed}")
+            backend, precision = one.result.get("backend", "tensorflow"), one.result.get("precision", "float32")
+            how = f"gated_resnext {one.result['version']}, {backend}, {precision}"
+            rows.setdefault(how, []).append(f"`{one.row.name}` seed {one.seed}")
     if len(rows) < 2:
         return []
-    texts = (f"{version}: {', '.join(rows[version])}" for version in sorted(rows))
-    return [f"- trained by several versions of gated_resnext: {'; '.join(texts)}"]
+    texts = (f"{how}: {', '.join(rows[how])}" for how in sorted(rows))
+    return [f"- not all rows were trained alike: {'; '.join(texts)}"]
 
 
 # A row

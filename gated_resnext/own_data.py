@@ -50,8 +50,9 @@ def run_of(
     template = zoo.architecture(entry or TEMPLATES[source.streamed])
     wiring = zoo.entry(entry).wiring if entry else "learned"
     changes = {"classes": len(source.labels), **(fields or {})}
+    known = DATASETS.get(dataset)
     if not source.streamed:
-        changes.setdefault("input_shape", source.image_shape)
+        changes.setdefault("input_shape", known.input_shape if known else source.image_shape)
     if "classes" in (fields or {}) and changes["classes"] != len(source.labels):
         raise UserError(f"{dataset} has {len(source.labels)} classes. Received: classes={changes['classes']!r}")
     if wiring == "full" and "cardinality" in changes:
@@ -60,7 +61,8 @@ def run_of(
         shape = template.replace(**changes)
     except (ValueError, TypeError) as error:
         raise UserError(f"--architecture: {error}") from None
-    own = DATASETS[dataset].recipe if dataset in DATASETS else RECIPES[source.streamed]
+    # The recipe of a data set is that of its crops: for another input it does not hold.
+    own = known.recipe if known and known.input_shape == shape.input_shape else RECIPES[source.streamed]
     schedule: Recipe = read(recipe or own, epochs_scale, gate_learning_rate)
     return Run(_name(dataset, shape, wiring), shape, wiring, dataset, schedule, seed)
 

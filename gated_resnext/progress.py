@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 EVERY_S = 30.0
+SPEED = "images_per_s", "minutes_left"
 
 
 class Progress:
@@ -51,6 +52,12 @@ class Progress:
         testing = (self.rounds - rounds) * self._test_s / max(1, self._tested)
         return (training + testing) / 60
 
+    def _speed(self, step: int, rounds: int) -> dict[str, float]:
+        """By the names of `SPEED`; empty before anything is known, while there is something left."""
+        if not self._trained and step < self.steps:
+            return {}
+        return dict(zip(SPEED, (self.images_per_s, self.minutes_left(step, rounds)), strict=True))
+
     def show(self, place: str, done: int, of: int, step: int, rounds: int, means: dict[str, float]) -> None:
         """A sign of life after some steps of a round.
 
@@ -64,23 +71,23 @@ class Progress:
         """
         if self.silent:
             return
-        speed = {"images_per_s": self.images_per_s, "minutes_left": self.minutes_left(step, rounds)}
+        speed = self._speed(step, rounds)
         if sys.stdout.isatty():
             if self._bar is None:
                 print(place)
-                self._bar = keras.utils.Progbar(of, stateful_metrics=["loss", "top1", *speed])
+                self._bar = keras.utils.Progbar(of, stateful_metrics=["loss", "top1", *SPEED])
             self._bar.update(done, [("loss", means["loss"]), ("top1", means["top1"]), *speed.items()])
         elif time.monotonic() - self._spoken >= EVERY_S:
             self._spoken = time.monotonic()
-            print(f"  {place}, step {done} of {of}: {_signs(means)}, {_speed(speed)}", flush=True)
+            print(f"  {place}, step {done} of {of}: {_signs(means)}, {_told(speed)}", flush=True)
 
     def show_round(self, place: str, step: int, rounds: int, means: dict[str, float], tests: dict[str, float]) -> None:
         """The line at the end of a round."""
         self._bar = None
         self._spoken = time.monotonic()
-        speed = {"images_per_s": self.images_per_s, "minutes_left": self.minutes_left(step, rounds)}
+        speed = self._speed(step, rounds)
         test = f"test loss {tests['loss']:.4f}, test top-1 {100 * tests['top1']:.2f} %"
-        self.say(f"  {place}: {_signs(means)}; {test}; {_speed(speed)}")
+        self.say(f"  {place}: {_signs(means)}; {test}; {_told(speed)}")
 
 
 class Count:
@@ -112,5 +119,7 @@ def _signs(means: dict[str, float]) -> str:
     return f"loss {means['loss']:.4f}, top-1 {100 * means['top1']:.2f} %"
 
 
-def _speed(speed: dict[str, float]) -> str:
+def _told(speed: dict[str, float]) -> str:
+    if not speed:
+        return "speed not known yet"
     return f"{speed['images_per_s']:.0f} images/s, {speed['minutes_left']:.1f} min left"

@@ -24,6 +24,9 @@ SHUFFLE_BUFFER = 10_000
 # Images of one size are kept in memory up to so many bytes.
 IN_MEMORY = 4 << 30
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+# What the folders of training and of test images may be called, in any case of the letters.
+TRAIN = ("train", "training")
+TEST = ("test", "testing", "val", "valid", "validation")
 # Where a folder has no test images of its own: of every ten of a class, in order, one is for testing.
 TEST_OF_TEN = 4
 
@@ -207,9 +210,7 @@ class FolderSource:
             raise UserError(
                 f"the path of the images must be a folder with a sub-folder for each class. Received: {self.path}"
             )
-        test = next((name for name in ("test", "val", "validation") if (self.path / name).is_dir()), None)
-        whole = (self.path / "train").is_dir() and test is not None
-        roots = {"train": self.path / "train", "test": self.path / test} if whole and test else {"train": self.path}
+        roots = self._roots()
         self.labels = sorted(
             entry.name for entry in roots["train"].iterdir() if entry.is_dir() and not entry.name.startswith(".")
         )
@@ -218,7 +219,7 @@ class FolderSource:
                 f"{roots['train']} must have a sub-folder for each of two classes or more. Received: "
                 f"{', '.join(self.labels) or 'none'}"
             )
-        if test is not None and whole:
+        if "test" in roots:
             unknown = sorted(e.name for e in roots["test"].iterdir() if e.is_dir() and not e.name.startswith("."))
             unknown = [name for name in unknown if name not in self.labels]
             if unknown:
@@ -233,7 +234,7 @@ class FolderSource:
                 empty = f"the class {self.labels[min(missing)]!r}" if rows else "it"
                 raise UserError(
                     f"{self.path} has no image for {split}ing in {empty}; images are {', '.join(SUFFIXES)} files"
-                    + ("" if whole else ", one of ten for testing")
+                    + ("" if "test" in roots else ", one of ten for testing")
                 )
         self.image_shape: tuple[int, ...] = ()
         self.info = DatasetInfo(FOLDER + str(self.path), len(self.labels), (0, 0, 3), "photos", streamed=True)
@@ -241,6 +242,21 @@ class FolderSource:
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Not to be had: the images are of any size."""
         raise NotImplementedError
+
+    def _roots(self) -> dict[str, pathlib.Path]:
+        """The folders of the classes, of training and of test images; of training alone where both are to be drawn."""
+        found = {entry.name.lower(): entry for entry in sorted(self.path.iterdir()) if entry.is_dir()}
+        train, test = (next((found[name] for name in names if name in found), None) for names in (TRAIN, TEST))
+        if train is None:
+            return {"train": self.path}
+        if test is not None:
+            return {"train": train, "test": test}
+        if any(path.suffix.lower() in SUFFIXES for path in train.glob("*/*")):
+            raise UserError(
+                f"{train} holds classes, and there is no folder beside it of the test images: name it one of "
+                f"{', '.join(TEST)}, or take {train} alone, of which one image of ten is for testing"
+            )
+        return {"train": self.path}  # then it is a class of that name
 
     def _rows(self, root: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
         """File and class of each image, in order."""
@@ -268,7 +284,7 @@ class FolderSource:
 
     def some(self, split: str, count: int) -> tf.data.Dataset:
         """The same of `count` files that stand for all, which are in the order of their classes."""
-        rows = self.files[split]
+        rows = [*self.files["train"], *self.files["test"]] if split == "all" else self.files[split]
         return self._read([rows[number] for number in spread(count, len(rows))])
 
     def _read(self, files: Sequence[tuple[pathlib.Path, int]]) -> tf.data.Dataset:

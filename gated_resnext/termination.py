@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -72,13 +73,14 @@ class Termination:
             self._outer._asked.set()
 
     def _interrupt(self, *_: Any) -> None:
-        print("\nSaving after this step; Ctrl-C again stops at once", flush=True)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         innermost: Termination | None = Termination._innermost
         while innermost is not None:  # the work inside, and what waits for it
             innermost.interrupted = True
             innermost._asked.set()
             innermost = innermost._outer
+        with contextlib.suppress(OSError):  # Ctrl-C ends a `tee` that reads this, too
+            print("\nSaving after this step; Ctrl-C again stops at once", flush=True)
 
     def _watch(self, receiver: socket.socket) -> None:
         with receiver:

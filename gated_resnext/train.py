@@ -11,7 +11,6 @@ Trains into --workdir; the same command again goes on where it stopped.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pathlib
 import shlex
@@ -83,8 +82,7 @@ def main(argv: list[str]) -> None:
         return
     print(
         f"\nTrained {result['entry']} on {result['dataset']}: {result['epochs']:g} epochs "
-        f"({'the whole' if EPOCHS_SCALE.value == 1 else f'{EPOCHS_SCALE.value:g} of the'} schedule "
-        f"{result['recipe']!r}), {result['seconds']:.0f} s\n"
+        f"({_share(run)} schedule {result['recipe']!r}), {result['seconds']:.0f} s\n"
         f"  top-1           {100 * result['top1']:.2f} % of {result['test_images']} test images, top-5 "
         f"{100 * result['top5']:.2f} %\n"
         f"  active blocks   {' '.join(map(str, result['active_blocks']))} of {' '.join(map(str, result['blocks']))}\n"
@@ -93,6 +91,14 @@ def main(argv: list[str]) -> None:
         f"Next: python -m export.prune_and_save {shlex.join([f'--workdir={folder}', *_data_for_export(result)])} "
         "--output=models"
     )
+
+
+def _share(run: workdir.Run) -> str:
+    """How much of which schedule it was: the whole one is that of the data set alone."""
+    if EPOCHS_SCALE.value != 1:
+        return f"{EPOCHS_SCALE.value:g} of the"
+    own = zoo.DATASETS[run.dataset].recipe if run.dataset in zoo.DATASETS else run.recipe.name
+    return "the whole" if run.recipe == recipes.RECIPES.get(own) else "of the"
 
 
 def _data_for_export(result: dict[str, Any]) -> list[str]:
@@ -138,16 +144,13 @@ def _run_of_own_data() -> workdir.Run:
 
 
 def _check_backend() -> None:
-    """Finds that TensorFlow reads the images, or that JAX trains what `gated_resnext.pack` can write."""
+    """Finds that TensorFlow reads the images."""
     import keras
 
-    if keras.backend.backend() != "jax":
-        return
-    info = zoo.DATASETS.get(DATASET.value or "")
-    if info is None or info.streamed or importlib.util.find_spec("tensorflow") is None:
+    if keras.backend.backend() == "jax":
         raise errors.UserError(
-            "under JAX --entry trains a network of the zoo on what gated_resnext.pack wrote; for data of your own set "
-            "KERAS_BACKEND=tensorflow"
+            "under JAX --entry trains a network of the zoo on what gated_resnext.pack wrote; for --dataset and "
+            "--image_folder set KERAS_BACKEND=tensorflow"
         )
 
 

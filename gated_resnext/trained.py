@@ -212,7 +212,7 @@ def evaluate(
         network: a trained network.
         images: what `images_for` gave.
         split: one of `SPLITS`.
-        count: images, from the first; None for all.
+        count: images, the first or, of a folder, evenly spaced ones; None for all.
         bins: of the calibration error.
         seen: is told how many images each batch had.
 

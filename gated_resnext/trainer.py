@@ -172,10 +172,11 @@ class _Training:
     def _arithmetic(self) -> dict[str, Any]:
         """What a run keeps to its end beside `Run`: the result depends on it."""
         options = self.networks.options
+        parts = 1 if options.get("synchronized") else self.engine.replicas
         return {
             "backend": keras.backend.backend(),
             "precision": options["precision"],
-            "sync_batch_norm": bool(options.get("synchronized")),
+            "batch_norm_images": self.run.recipe.batch_size // parts,
         }
 
     @property
@@ -197,6 +198,7 @@ class _Training:
     def run_phases(self) -> dict[str, Any]:
         """All that is left of the schedule, then the evaluation."""
         state = self._restore()
+        self.began_at = self.place.step
         while self.place.phase < len(self.schedule):
             phase, steps = self.run.recipe.phases[self.place.phase], self.schedule[self.place.phase]
             fresh = self.place.round == self.place.steps == 0
@@ -363,7 +365,10 @@ class _Training:
         place = self.place
         if loop.optimizer is not None and self.saved != (place.step, place.round):
             self.save(loop)
-        self.progress.say(f"Saved after step {place.step} of {self.total_steps}; the same command goes on from there")
+        with contextlib.suppress(OSError):
+            self.progress.say(
+                f"Saved after step {place.step} of {self.total_steps}; the same command goes on from there"
+            )
         self.termination.end()
 
     # The state on disk
@@ -411,16 +416,15 @@ class _Training:
                 f"the run began with other images of {self.run.dataset}; restore them or choose another --workdir"
             )
         began = place.arithmetic or self._arithmetic
-        changed = [name for name, value in self._arithmetic.items() if began.get(name) != value]
+        changed = [name for name, value in self._arithmetic.items() if began.get(name, value) != value]
         if changed:
-            flags = {
+            texts = {
                 "backend": "KERAS_BACKEND={}",
                 "precision": "--precision={}",
-                "sync_batch_norm": "--{}sync_batch_norm",
+                "batch_norm_images": "batch norm over {} images, which --strategy and --sync_batch_norm decide",
             }
-            given = {**began, "sync_batch_norm": "" if began.get("sync_batch_norm") else "no"}
-            told = " and ".join(flags[name].format(given[name]) for name in changed)
-            raise UserError(f"the run began with {told}; go on with that or choose another --workdir")
+            told = " and ".join(texts[name].format(began[name]) for name in changed)
+            raise UserError(f"the run began with {told}; go on with that, or begin in another folder")
         place.arithmetic = began
 
     def _roll_back(self, error: _Diverged) -> Weights | None:
@@ -466,6 +470,7 @@ class _Training:
             "seed": self.run.seed,
             "backend": self._arithmetic["backend"],
             "precision": self._arithmetic["precision"],
+            "batch_norm_images": self._arithmetic["batch_norm_images"],
             "seconds": round(self.place.seconds, 1),
             "rollbacks": self.place.rollbacks,
             "top1": tests["top1"],
@@ -487,8 +492,9 @@ class _Training:
 
     def _version(self) -> str:
         """Of this package that trained: an evaluation alone, of a run that had ended, keeps what its result says."""
-        with contextlib.suppress(UserError, OSError, AttributeError):
-            found = files.read_json(self.folder / "result.json")
-            if found.get("steps") == self.place.step and isinstance(found.get("version"), str):
-                return found["version"]
+        if self.began_at == self.place.step:
+            with contextlib.suppress(UserError, OSError, AttributeError):
+                version = files.read_json(self.folder / "result.json").get("version")
+                if isinstance(version, str):
+                    return version
         return gated_resnext.__version__

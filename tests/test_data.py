@@ -559,6 +559,14 @@ def test_samples_and_test_batches_of_a_folder_are_of_every_class(colours):
     assert sorted(images.samples(TRAIN + 1)[:, 0, 0, 0].tolist()) == list(range(TRAIN))
 
 
+@pytest.mark.parametrize("split", ["test", "train", "all"])
+def test_some_images_of_a_folder_in_batches_are_of_every_class(colours, split):
+    batches = [*colours["folder"].batches(split, 2 * CLASSES, 3)]
+    found = np.concatenate([pixels for pixels, _ in batches])[:, 0, 0, 0]
+    assert len(found) == 2 * CLASSES == len(set(found.tolist())) and set(found % CLASSES) == set(range(CLASSES))
+    assert (found.max() >= 100) == (split != "train") and (found.min() < 100) == (split != "test")
+
+
 def test_the_mean_image_of_a_folder_is_of_every_class(colours, monkeypatch):
     images = colours["folder"]
     monkeypatch.setattr(data, "MEAN_IMAGES", 2 * CLASSES)

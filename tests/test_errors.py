@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -85,6 +86,21 @@ def test_ctrl_c_is_one_line(command):
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert stderr.startswith("error: interrupted;") and stderr.count("\n") == 1
+
+
+def test_a_line_is_told_though_nobody_reads_the_rest(command):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [sys.executable, command('raise errors.UserError("expected a cat")')],
+            stdout=write,
+            stderr=subprocess.PIPE,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"error: expected a cat\n")
 
 
 def test_a_user_error_is_a_value_error():

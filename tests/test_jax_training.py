@@ -105,12 +105,17 @@ def test_a_damaged_part_and_a_missing_data_set_are_said(packed, tmp_path, digits
         arrays.ArrayImages("optical_digits", RECIPES["digits"], tmp_path, (8, 8, 1))
     with pytest.raises(UserError, match="images of imagenet2012 are read by TensorFlow alone"):
         arrays.ArrayImages("imagenet2012", RECIPES["imagenet"], tmp_path, (224, 224, 3))
-    with pytest.raises(UserError, match=r"gated_resnext\.pack --dataset=cifar10"):
+    (tmp_path / "cifar10").mkdir()  # as a folder of tensorflow-datasets has it
+    with pytest.raises(UserError, match=r"gated_resnext\.pack --dataset=cifar10 --output=arrays writes one, for"):
         arrays.ArrayImages("cifar10", RECIPES["cifar"], tmp_path, (32, 32, 3))
     with pytest.raises(UserError, match="a network of"):
         arrays.ArrayImages("optical_digits", RECIPES["digits"], packed, (16, 16, 1))
-    with pytest.raises(UserError, match="exists"):
-        arrays.write(Images("optical_digits", RECIPES["digits"], digits_dir), tmp_path)
+    images = Images("optical_digits", RECIPES["digits"], digits_dir)
+    with pytest.raises(UserError, match="exists; remove it or choose another --output"):
+        arrays.write(images, tmp_path)
+    (tmp_path / "tfds" / "optical_digits" / "1.0.0").mkdir(parents=True)
+    with pytest.raises(UserError, match="exists, and is not what this command wrote: choose another --output"):
+        arrays.write(images, tmp_path / "tfds")
 
 
 def test_a_table_is_reproduced(packed, tmp_path):

@@ -53,13 +53,18 @@ def test_best_mean_and_deviation_are_numpys(row):
     assert cell == f"{values.max():.2f} ({values.mean():.2f} ± {values.std(ddof=1):.2f})"
 
 
-def test_rows_of_other_versions_are_named():
-    assert "trained by" not in ledger.markdown(TABLE, SETTING, OUTCOMES)
+def test_rows_that_were_trained_otherwise_are_named():
+    assert "alike" not in ledger.markdown(TABLE, SETTING, OUTCOMES)
     mixed = [outcome(FULL, 0, 91.0), outcome(K4, 0, 92.0, version="0.2.0"), outcome(FULL, 1, 91.5)]
     assert (
-        "- trained by several versions of gated_resnext: 0.1.0: `cifar10_20_4_8_full` seed 0, `cifar10_20_4_8_full` "
-        "seed 1; 0.2.0: `cifar10_20_4_8_k4` seed 0\n"
+        "- not all rows were trained alike: gated_resnext 0.1.0, tensorflow, float32: `cifar10_20_4_8_full` seed 0, "
+        "`cifar10_20_4_8_full` seed 1; gated_resnext 0.2.0, tensorflow, float32: `cifar10_20_4_8_k4` seed 0\n"
     ) in ledger.markdown(TABLE, SETTING, mixed)
+    other = outcome(K4, 0, 92.0, backend="jax", precision="mixed_bfloat16")
+    told = (
+        "jax, mixed_bfloat16: `cifar10_20_4_8_k4` seed 0; gated_resnext 0.1.0, tensorflow, float32: `cifar10_20_4_8_f"
+    )
+    assert told in ledger.markdown(TABLE, SETTING, [outcome(FULL, 0, 91.0), other])
 
 
 def test_one_seed_has_no_deviation():

@@ -64,6 +64,12 @@ def test_images_of_one_size_are_trained_as_cifar10_in_their_own_shape_by_their_o
     assert (run.entry, run.recipe) == ("optical_digits_20_4_8_k1", RECIPES["digits"])
 
 
+@pytest.mark.parametrize("fields, recipe", [({}, "digits"), ({"input_shape": (6, 6, 1)}, "cifar")])
+def test_the_recipe_of_a_data_set_is_of_its_own_input(digits_dir, fields, recipe):
+    run = run_of("optical_digits", entry="digits_11_4_4_k1", fields=fields, data_dir=digits_dir)
+    assert run.recipe == RECIPES[recipe]
+
+
 @pytest.mark.parametrize(
     "entry, fields, name",
     [

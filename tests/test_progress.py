@@ -66,7 +66,7 @@ def test_the_line_of_a_round_starts_another_half_minute(clock, capsys):
     shown.show_round("phase 1, round 1 of 3", 100, 1, MEANS, TESTS)
     assert capsys.readouterr().out == (
         "  phase 1, round 1 of 3: loss 1.2500, top-1 50.00 %; test loss 1.5000, test top-1 45.67 %; "
-        "0 images/s, 0.0 min left\n"
+        "speed not known yet\n"
     )
     clock(EVERY_S - 1)
     shown.show("phase 1, round 2 of 3", 1, 100, 101, 1, MEANS)
@@ -78,6 +78,11 @@ def test_the_line_of_a_round_starts_another_half_minute(clock, capsys):
 
 def test_on_a_terminal_a_bar_grows_once_a_round(clock, terminal, capsys):
     shown = Progress(1000, 10, 64)
+    shown.show("round 0", 1, 100, 1, 0, MEANS)
+    assert "images_per_s" not in capsys.readouterr().out  # before anything is known
+    shown.show_round("round 0", 100, 1, MEANS, TESTS)
+    shown.stepped(100, 20.0)
+    capsys.readouterr()
     for round_ in (1, 2):
         for step in (50, 100):
             clock(1)

@@ -62,9 +62,12 @@ def test_one_image_of_ten_of_each_class_is_for_testing(tmp_path):
     assert source.info.name == f"{FOLDER}{tmp_path}" and source.info.classes == 3
 
 
-@pytest.mark.parametrize("test", ["test", "val", "validation"])
-def test_folders_of_its_own_for_testing(tmp_path, test):
-    names = [f"train/{name}" for name in (*of_class("a", 2), *of_class("b", 11))]
+@pytest.mark.parametrize(
+    "train, test",
+    [("train", "test"), ("train", "val"), ("train", "validation"), ("Training", "Testing"), ("TRAIN", "valid")],
+)
+def test_folders_of_its_own_for_testing(tmp_path, train, test):
+    names = [f"{train}/{name}" for name in (*of_class("a", 2), *of_class("b", 11))]
     source = FolderSource(filled(tmp_path, *names, f"{test}/a/7.png", f"{test}/b/8.png", f"{test}/b/9.png"))
     assert source.labels == ["a", "b"]
     assert listed(source) == {
@@ -81,6 +84,10 @@ def test_test_comes_before_validation_and_a_class_may_lack_test_images(tmp_path)
 def test_classes_that_are_called_train_or_test_are_classes_without_the_other(tmp_path):
     source = FolderSource(filled(tmp_path, *of_class("test", 5), *of_class("exam", 5)))
     assert source.labels == ["exam", "test"] and source.sizes == {"train": 8, "test": 2}
+
+
+def test_train_may_be_a_class(tmp_path):
+    assert FolderSource(filled(tmp_path, *of_class("train", 5), *of_class("car", 5))).labels == ["car", "train"]
 
 
 def test_what_is_no_image_or_hidden_is_left_out(tmp_path):
@@ -165,7 +172,11 @@ WRONG_FOLDERS = {
     ),
     "train without test": (
         lambda folder: filled(folder, "train/a/1.png", "train/b/1.png"),
-        "two classes or more. Received: train$",
+        "train holds classes, and there is no folder beside it of the test images: name it one of test, testing, val, ",
+    ),
+    "train beside another name": (
+        lambda folder: filled(folder, "train/a/1.png", "train/b/1.png", "held_out/a/2.png"),
+        "train holds classes, and there is no folder beside it of the test images: name it one of test, testing, val, ",
     ),
     "an empty class in train": (
         lambda folder: filled(folder, "train/a/1.png", "train/b/x.txt", "test/a/1.png"),

@@ -278,6 +278,21 @@ def test_ctrl_c_asks_and_a_second_one_interrupts(capsys):
         signal.signal(signal.SIGINT, before)
 
 
+def test_ctrl_c_asks_though_nobody_reads_what_is_printed(monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise BrokenPipeError
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(sys, "stdout", Gone())
+    try:
+        with termination.Termination() as asked:
+            signal.raise_signal(signal.SIGINT)
+            assert asked.asked and asked.interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "the program's"])
 def test_a_way_of_ones_own_with_ctrl_c_stays(handler):
     before = signal.signal(signal.SIGINT, handler)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import gated_resnext
 from gated_resnext import files, loop, trainer, workdir
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
@@ -591,22 +592,44 @@ def test_a_schedule_that_learns_to_its_end_ends_in_a_wiring(digits_dir, tmp_path
     assert wiring.sources == (top_k(gates["module2"], len(wiring.sources[0][0])),)
 
 
-@pytest.mark.parametrize(
-    "options, told",
-    [
-        ({"precision": "mixed_bfloat16"}, "--precision=float32"),
-        ({"precision": "mixed_float16"}, "--precision=float32"),
-        ({"sync_batch_norm": True}, "--nosync_batch_norm"),
-        ({"precision": "mixed_bfloat16", "sync_batch_norm": True}, "--precision=float32 and --nosync_batch_norm"),
-    ],
-)
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("moment", ["after_step_33", "small"])
-def test_to_go_on_in_another_arithmetic_is_refused(uninterrupted, digits_dir, tmp_path, options, told, moment):
+def test_to_go_on_in_another_arithmetic_is_refused(uninterrupted, digits_dir, tmp_path, precision, moment):
     folder = shutil.copytree(uninterrupted.with_name(moment), tmp_path / "copy")
     before = contents(folder)
-    with pytest.raises(UserError, match=f"the run began with {told}; go on with that or choose another --workdir"):
-        trainer.train(Run.read(folder), folder, data_dir=digits_dir, **options)
+    with pytest.raises(UserError, match="the run began with --precision=float32; go on with that, or begin in another"):
+        trainer.train(Run.read(folder), folder, data_dir=digits_dir, precision=precision)
     assert contents(folder) == before
+
+
+def test_batch_norm_keeps_the_images_it_takes(uninterrupted, digits_dir, tmp_path):
+    """Two replicas that synchronize go on with what one began; two that do not, do not."""
+
+    class Two(TensorFlowEngine):
+        replicas = 2
+
+    run, folder = Run.read(uninterrupted), shutil.copytree(uninterrupted, tmp_path / "copy")
+    batch = run.recipe.batch_size
+    for synchronized in (True, False):
+        options = {"synchronized": synchronized, "precision": "float32", "remat": False}
+        training = trainer._Training(run, folder, images_of(run, digits_dir), Two(), options)
+        assert training._arithmetic["batch_norm_images"] == (batch if synchronized else batch // 2)
+        if synchronized:
+            training._restore()
+        else:
+            with pytest.raises(UserError, match=f"the run began with batch norm over {batch} images, which --strategy"):
+                training._restore()
+
+
+def test_a_checkpoint_of_before_the_arithmetic_was_kept_goes_on(uninterrupted, digits_dir, tmp_path):
+    folder = shutil.copytree(uninterrupted.with_name("after_step_33"), tmp_path / "copy")
+    for path in (folder / "checkpoints").glob("*.npz"):
+        state = files.read_arrays(path)
+        place = json.loads(str(state["place"]))
+        del place["arithmetic"]
+        files.write_arrays(path, {**state, "place": np.array(json.dumps(place))})
+    trainer.train(Run.read(folder), folder, data_dir=digits_dir)
+    assert_same_end(folder, uninterrupted)
 
 
 def test_to_evaluate_again_keeps_the_version_that_trained(trained, digits_dir, tmp_path):
@@ -614,6 +637,9 @@ def test_to_evaluate_again_keeps_the_version_that_trained(trained, digits_dir, t
     result = {**files.read_json(folder / "result.json"), "version": "0.0.1"}
     files.write_json(folder / "result.json", result)
     assert trainer.train(Run.read(folder), folder, data_dir=digits_dir) == result
+    for path in (folder / "checkpoints").glob("*.npz"):
+        path.unlink()
+    assert trainer.train(Run.read(folder), folder, data_dir=digits_dir)["version"] == gated_resnext.__version__
 
 
 def test_a_checkpoint_of_broken_weights_is_not_gone_on_from(digits_dir, tmp_path, monkeypatch):
