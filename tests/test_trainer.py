@@ -604,15 +604,12 @@ def test_to_go_on_in_another_arithmetic_is_refused(uninterrupted, digits_dir, tm
 
 def test_batch_norm_keeps_the_images_it_takes(uninterrupted, digits_dir, tmp_path):
     """Two replicas that synchronize go on with what one began; two that do not, do not."""
-
-    class Two(TensorFlowEngine):
-        replicas = 2
-
     run, folder = Run.read(uninterrupted), shutil.copytree(uninterrupted, tmp_path / "copy")
-    batch = run.recipe.batch_size
+    batch, two = run.recipe.batch_size, TensorFlowEngine()
+    two.replicas = 2
     for synchronized in (True, False):
         options = {"synchronized": synchronized, "precision": "float32", "remat": False}
-        training = trainer._Training(run, folder, images_of(run, digits_dir), Two(), options)
+        training = trainer._Training(run, folder, images_of(run, digits_dir), two, options)
         assert training._arithmetic["batch_norm_images"] == (batch if synchronized else batch // 2)
         if synchronized:
             training._restore()
