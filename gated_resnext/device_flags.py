@@ -24,9 +24,7 @@ def options() -> dict[str, Any]:
     import keras
 
     scope = None
-    if keras.backend.backend() not in ("jax", "tensorflow"):
-        raise errors.UserError(f"KERAS_BACKEND must be tensorflow or jax to train. Received: {keras.backend.backend()}")
-    if keras.backend.backend() == "tensorflow":
+    if keras.backend.backend() != "jax":
         from gated_resnext import distribution
 
         scope = distribution.strategy(STRATEGY.value)
