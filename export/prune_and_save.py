@@ -169,7 +169,7 @@ def _images(network: trained.Trained, dataset: str, recipe: recipes.Recipe, shap
         images = Images(dataset, recipe, DATA_DIR.value, shape)
     except errors.UserError as error:
         raise errors.UserError(f"{error}; or export with --noise, which goes without images") from None
-    trained.images_for(network, data_dir=DATA_DIR.value)  # refuses those of other classes
+    trained.check_classes(network, dataset, images.labels)
     images.check()
     return images
 

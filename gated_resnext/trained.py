@@ -149,9 +149,7 @@ def images_for(
     if name is None:
         raise UserError(f"{network.name} does not say what it was trained on: give --dataset or --image_folder")
     images = _images(network, name, data_dir)
-    if network.classes not in (None, len(images.labels)):
-        raise UserError(f"{network.name} tells {network.classes} classes apart, {name} has {len(images.labels)}")
-    _check_names(network, name, images.labels)
+    check_classes(network, name, images.labels)
     return images
 
 
@@ -183,8 +181,14 @@ def _shape(network: Trained, others: tuple[int, int, int]) -> tuple[int, int, in
     return height, width, channels
 
 
-def _check_names(network: Trained, dataset: str, labels: list[str]) -> None:
-    """Finds that both number their classes alike, as far as both have names for them."""
+def check_classes(network: Trained, dataset: str, labels: list[str]) -> None:
+    """Finds that both have as many classes and number them alike, as far as both have names for them.
+
+    Raises:
+        UserError: if not.
+    """
+    if network.classes not in (None, len(labels)):
+        raise UserError(f"{network.name} tells {network.classes} classes apart, {dataset} has {len(labels)}")
     if network.labels is None or _are_numbers(network.labels) or _are_numbers(labels):
         return
     for number, (own, other) in enumerate(zip(network.labels, labels, strict=False)):

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import PIL.Image
 import pytest
+import test_own_data
 
 from gated_resnext import GatedResNeXt, files, own_data
 from gated_resnext.datasets.table import FOLDER
@@ -12,18 +13,8 @@ from gated_resnext.recipes import RECIPES
 from gated_resnext.workdir import Run
 
 CLASSES = ["ant", "bee", "cat"]
-TINY = {
-    "depth": 8, "width": 2, "cardinality": 3, "fan_in": 1, "input_shape": [8, 8, 3],
-    "stem": "conv3", "stem_filters": 4, "filters": 8, "stages": [1, 1],
-}  # fmt: skip
-RECIPE = {
-    "name": "quick",
-    "phases": [{"epochs": 1, "learning_rate": 0.1, "gate_learning_rate": 0.2}, {"epochs": 1, "learning_rate": 0.1}],
-    "batch_size": 4,
-    "weight_decay": 5e-4,
-    "crop": "resized",
-    "flip": False,
-}
+TINY = {**test_own_data.TINY, "input_shape": [8, 8, 3]}
+RECIPE = {**test_own_data.RECIPE, "batch_size": 4}
 
 
 def fill(folder, label, count):
