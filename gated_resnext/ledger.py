@@ -26,7 +26,7 @@ class Setting(NamedTuple):
     """How an experiment is run, told in its header.
 
     `recipe` is the schedule as trained, `whole` that of the paper or of the data set; seeds are 0 to `seeds` - 1;
-    `versions` and `hardware` are text.
+    `versions` and `hardware` are text, of the machine at work: a run that names its own is told with those.
     """
 
     command: str
@@ -222,22 +222,31 @@ def _header(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome
         f"- runs: {len(outcomes)} of {runs} ended; {seeds}",
         f"- data: {experiment.dataset}{images}",
         f"- schedule: {recipe.name}, batches of {recipe.batch_size}: {phases}",
-        f"- versions: {setting.versions}",
-        *_trained_by(outcomes),
-        f"- hardware: {setting.hardware}{f', {precision}' if precision else ''}",
+        f"- versions: {_of_all('versions', setting.versions, outcomes)}",
+        *_trained_by(setting, outcomes),
+        f"- hardware: {_of_all('hardware', setting.hardware, outcomes)}{f', {precision}' if precision else ''}",
         "- top-1: in percent, of the weights at the end of the schedule: best (mean ± standard deviation) of the "
         "seeds, the deviation being that of a sample (n - 1), and blank for one seed",
         "- parameters: gates not counted; pruned: without unused blocks, mean over the seeds",
     ]
 
 
-def _trained_by(outcomes: Sequence[Outcome]) -> list[str]:
-    """Which rows were trained otherwise than others, by another version of this package, backend or precision."""
+def _of_all(name: str, ours: str, outcomes: Sequence[Outcome]) -> str:
+    """What all runs say of themselves under a name; ours, if they say nothing or differ."""
+    found = {one.result.get(name, ours) for one in outcomes if one.result}
+    return found.pop() if len(found) == 1 else ours
+
+
+def _trained_by(setting: Setting, outcomes: Sequence[Outcome]) -> list[str]:
+    """Which rows were trained otherwise than others: by other versions, on other hardware, backend or precision."""
     rows: dict[str, list[str]] = {}
     for one in outcomes:
         if one.result and "version" in one.result:
             backend, precision = one.result.get("backend", "tensorflow"), one.result.get("precision", "float32")
             how = f"gated_resnext {one.result['version']}, {backend}, {precision}"
+            for name, ours in (("versions", setting.versions), ("hardware", setting.hardware)):
+                other = one.result.get(name, ours)
+                how += f", {other}" if other != _of_all(name, ours, outcomes) else ""
             rows.setdefault(how, []).append(f"`{one.row.name}` seed {one.seed}")
     if len(rows) < 2:
         return []

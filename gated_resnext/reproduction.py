@@ -25,6 +25,8 @@ from gated_resnext.workdir import Run
 
 # Beside a workdir's `run.json`: its loss was not finite, so that nobody trains it to that step again.
 DIVERGED = "diverged.json"
+# Likewise: versions and hardware, of each machine in turn where it went on.
+TRAINED_ON = "trained_on.json"
 
 
 def chosen(experiment: Experiment, patterns: Sequence[str]) -> Experiment:
@@ -107,6 +109,8 @@ def reproduce(
             except DivergedError as error:
                 files.write_json(place / DIVERGED, {"step": error.step, "message": str(error)})
                 say(f"Diverged: {str(error).split(';')[0]}")
+            finally:
+                _note(setting, place)
             _forget()
             ended[row.name, run.seed] = _ended(row, run, folder, experiment)
             write(experiment, setting, _in_order(experiment, ended), folder)
@@ -128,6 +132,30 @@ def write(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome],
 
 def _place(folder: pathlib.Path, experiment: Experiment, run: Run) -> pathlib.Path:
     return folder / experiment.key / f"{run.entry}-{run.seed}"
+
+
+def _note(setting: Setting, place: pathlib.Path) -> None:
+    """Adds versions and hardware to those that a run was trained on before, where they are others."""
+    now, before = {"versions": setting.versions, "hardware": setting.hardware}, _trained_on(place)
+    if (place / "run.json").is_file() and now not in before:
+        files.write_json(place / TRAINED_ON, [*before, now])
+
+
+def _trained_on(place: pathlib.Path) -> list[dict[str, str]]:
+    """What `_note` wrote; empty for a workdir of the train command.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    path = place / TRAINED_ON
+    found = files.read_json(path) if path.is_file() else []
+    whole = isinstance(found, list) and all(
+        isinstance(one, dict) and [type(one.get(name)) for name in ("versions", "hardware")] == [str, str]
+        for one in found
+    )
+    if not whole:
+        raise UserError(f"{path} names no versions and hardware; delete it, and the ledger names this machine's")
+    return found
 
 
 def _forget() -> None:
@@ -153,6 +181,9 @@ def _ended(row: Row, run: Run, folder: pathlib.Path, experiment: Experiment) -> 
             result = files.read_json(place / "result.json")
             if not isinstance(result, dict) or not {"top1", "active_blocks", "epochs", "seconds"} <= result.keys():
                 raise UserError(f"{place}/result.json holds no result; delete it, and the same command writes it anew")
+            machines = _trained_on(place)
+            for name in ("versions", "hardware") if machines else ():
+                result[name] = ", then ".join(dict.fromkeys(one[name] for one in machines))
             return Outcome(row, run.seed, result, entropy=_entropy(place))
         if (place / DIVERGED).is_file():
             found = files.read_json(place / DIVERGED)

@@ -67,6 +67,18 @@ def test_rows_that_were_trained_otherwise_are_named():
     assert told in ledger.markdown(TABLE, SETTING, [outcome(FULL, 0, 91.0), other])
 
 
+def test_rows_of_another_machine_keep_its_hardware_and_versions():
+    theirs = {"hardware": "a loom", "versions": "keras 2"}
+    text = ledger.markdown(TABLE, SETTING, [outcome(FULL, 0, 91.0, **theirs), outcome(K4, 0, 92.0, **theirs)])
+    assert "- versions: keras 2\n" in text and "- hardware: a loom, float32\n" in text and "alike" not in text
+    text = ledger.markdown(TABLE, SETTING, [outcome(FULL, 0, 91.0, **theirs), outcome(K4, 0, 92.0)])
+    assert "- versions: keras 3\n" in text and "- hardware: an abacus, float32\n" in text
+    assert (
+        "- not all rows were trained alike: gated_resnext 0.1.0, tensorflow, float32: `cifar10_20_4_8_k4` seed 0; "
+        "gated_resnext 0.1.0, tensorflow, float32, keras 2, a loom: `cifar10_20_4_8_full` seed 0\n"
+    ) in text
+
+
 def test_one_seed_has_no_deviation():
     assert Spread.of([91.0]) == Spread(91.0, 91.0, None, 1)
     cells = lines(ledger.markdown(TABLE, SETTING, [outcome(FULL, 0, 91.0)]))[FULL.name]

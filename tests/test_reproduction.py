@@ -78,7 +78,7 @@ def reproduced(digits_dir, tmp_path_factory, run_python):
         found[name] = {"status": status, "printed": printed, "csv": (output / f"{KEY}.csv").read_text()}
         found[name]["markdown"] = (output / f"{KEY}.md").read_text()
     for name in ("finished", "again"):
-        done = run_python(*command)
+        done = run_python(*command, *{"finished": [], "again": ["--hardware=another"]}[name])
         assert done.returncode == 0, done.stderr
         found[name] = {"printed": done.stdout, "csv": (output / f"{KEY}.csv").read_text()}
         found[name]["markdown"] = (output / f"{KEY}.md").read_text()
@@ -146,6 +146,19 @@ def test_the_header_names_the_command_and_no_folder(reproduced, digits_dir):
     assert f"- command: `{expected}`\n" in text
     assert str(output) not in text and str(digits_dir) not in text
     assert text.splitlines()[2].startswith("**Trained: 0.256 of the schedule's 64 epochs, on the first 640 training")
+
+
+def test_each_run_names_the_machine_it_was_trained_on(reproduced):
+    output, found = reproduced
+    assert "another" not in found["again"]["markdown"]
+    (machine,) = files.read_json(output / KEY / f"{K1}-1" / "trained_on.json")
+    assert (
+        f"- versions: {machine['versions']}\n- hardware: {machine['hardware']}, float32\n" in found["again"]["markdown"]
+    )
+    place = output.parent / "moved" / f"{K1}-1"
+    shutil.copytree(output / KEY / f"{K1}-1", place)
+    reproduction._note(SETTING._replace(hardware="another"), place)
+    assert reproduction._trained_on(place) == [machine, {"versions": "", "hardware": "another"}]
 
 
 def test_a_run_among_others_ends_in_the_bytes_of_one_alone(reproduced, digits_dir, tmp_path):
