@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pathlib
-import resource
 import subprocess
 import sys
 import tarfile
@@ -22,6 +22,8 @@ import time
 from collections.abc import Iterator
 
 from absl import app, flags
+
+from gated_resnext import files
 
 ARCHIVES = flags.DEFINE_string("archives", None, "Folder of the two archives of Mini-ImageNet.", required=True)
 ENTRIES = flags.DEFINE_list(
@@ -104,13 +106,18 @@ def recipe(dataset: str) -> dict:
     return {**fields, "name": f"{dataset}_in_few_steps", "batch_size": BATCH.value, "phases": phases}
 
 
-def run(*command: str) -> tuple[float, str]:
-    """Seconds and output of a command of this project."""
+def run(*command: str) -> tuple[float, float]:
+    """Seconds and peak memory, in GiB, of a command of this project."""
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    return time.monotonic() - began, done.stdout
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    printed = process.stdout.read()
+    _, status, used = os.wait4(process.pid, 0)  # of this child, where getrusage tells the most of all children
+    if status:
+        sys.exit(f"{' '.join(command)} failed:\n{printed}")
+    return time.monotonic() - began, used.ru_maxrss / 2**20
 
 
 def main(argv: list[str]) -> None:
@@ -126,14 +133,15 @@ def main(argv: list[str]) -> None:
         file = work / f"{entry}.json"
         file.write_text(json.dumps(recipe("imagenet" if entry.startswith("imagenet") else "mini_imagenet")))
         folder, flags_of_data = work / "runs" / entry, f"--data_dir={data}"
-        train_s, _ = run(
+        train_s, train_gib = run(
             "gated_resnext.train", f"--entry={entry}", f"--recipe={file}", f"--workdir={folder}", flags_of_data
         )
-        export_s, _ = run("export.prune_and_save", f"--workdir={folder}", f"--output={work / 'models'}", flags_of_data)
-        [receipt] = (work / "models" / entry).rglob("receipt.json")
+        models = work / "models"
+        export_s, export_gib = run("export.prune_and_save", f"--workdir={folder}", f"--output={models}", flags_of_data)
+        receipt = models / entry / str(files.versions(models / entry)[-1]) / "receipt.json"
         found = json.loads(receipt.read_text())
         forms = ", ".join(f"{check['form']}: {check['max_difference']:.1e}" for check in found["checks"])
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        peak = max(train_gib, export_gib)
         sizes = f"{found['parameters']:,} -> {found['parameters_pruned']:,}"
         print(f"| {entry} | {train_s:.0f} | {export_s:.0f} | {peak:.1f} | {sizes} | {forms} |", flush=True)
 

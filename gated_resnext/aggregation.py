@@ -21,6 +21,13 @@ def a_seed(seed: int | None) -> int:
     return int(np.random.default_rng().integers(2**31)) if seed is None else int(seed)
 
 
+def hand_down_trainable(layer: keras.layers.Layer) -> None:
+    """Makes the layers of one that was made with `trainable=False` what it is: Keras sets the outer one alone."""
+    if not layer.trainable:
+        layer.trainable = True  # else what follows assigns what is there, which reaches no other layer
+        layer.trainable = False
+
+
 class LearnsGates(keras.layers.Layer):
     """A layer with real gates, of which training draws K a row.
 
@@ -141,8 +148,9 @@ class GatedAggregation(LearnsGates):
             return
         if not 1 <= self.fan_in <= branches:
             raise ValueError(f"fan_in must be between 1 and the {branches} branches. Received: fan_in={self.fan_in}")
-        self.add_gates((self.blocks or branches, branches))
-        self._add_branch_weights([1.0 / self.fan_in] * branches, branches)
+        blocks = self.blocks or branches
+        self.add_gates((blocks, branches))
+        self._add_branch_weights([1.0 / self.fan_in] * blocks, branches)
 
     def _add_branch_weights(self, first: list[float], branches: int) -> None:
         """The learned weights, row j at `first[j]`; of a pair that is not wired there is one, which is never used."""

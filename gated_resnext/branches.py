@@ -10,8 +10,9 @@ import keras
 from keras import ops
 
 from gated_resnext import gates
-from gated_resnext.aggregation import GatedAggregation
+from gated_resnext.aggregation import GatedAggregation, hand_down_trainable
 from gated_resnext.connectivity import Connectivity
+from gated_resnext.errors import check_choice
 
 Tensor = Any
 Reads = tuple[tuple[int, ...], ...]
@@ -44,7 +45,7 @@ class GatedBranches(keras.layers.Layer):
 
     Raises:
         ValueError: if there are no branches, one is no layer or is there twice, they give different shapes, K is more
-            than C, or `sources` are out of what is read.
+            than C, `aggregation` is another, or `sources` are out of what is read.
 
     Example:
 
@@ -73,6 +74,7 @@ class GatedBranches(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_choice("aggregation", aggregation, ("mean", "sum"))
         branches = list(branches)
         layers = all(isinstance(branch, keras.layers.Layer) for branch in branches)
         if not branches or not layers or len(set(map(id, branches))) != len(branches):
@@ -90,6 +92,7 @@ class GatedBranches(keras.layers.Layer):
             )
 
     def build(self, shape: Any) -> None:
+        hand_down_trainable(self)
         self.gated = isinstance(shape[0], (tuple, list))
         if self.gated:
             shapes = {tuple(each) for each in shape}

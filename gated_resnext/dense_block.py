@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 from gated_resnext import dense_wiring
-from gated_resnext.aggregation import LearnsGates
+from gated_resnext.aggregation import LearnsGates, hand_down_trainable
 from gated_resnext.dense_wiring import DenseWiring
 from gated_resnext.layers import ReplicaMeanNormalization
 from gated_resnext.norm import EPSILON, MOMENTUM
@@ -202,6 +202,7 @@ class GatedDenseBlock(keras.layers.Layer):
     def build(self, shape: Any) -> None:
         if len(shape) != 4 or shape[-1] is None:
             raise ValueError(f"a dense block reads (batch, height, width, channels). Received: shape={tuple(shape)}")
+        hand_down_trainable(self)
         self.in_channels = int(shape[-1])
         maps = [tuple(shape)]
         for reader, norm, conv in zip(self.readers, self.norms, self.convs, strict=False):
@@ -252,7 +253,7 @@ def frozen(model: keras.Model) -> keras.Model:
     """A model whose dense blocks have the wiring fixed to the top K of their gates, all layers kept.
 
     Args:
-        model: a functional or sequential model with a `GatedDenseBlock` among its layers.
+        model: a functional or sequential model with a `GatedDenseBlock` among its layers, or those of a nested model.
 
     Returns:
         A new model with the same function and weights; the blocks have no rows any more for what is not read.
@@ -264,7 +265,7 @@ def pruned(model: keras.Model) -> keras.Model:
     """The same function in a smaller model: fixed wiring, and no layers that nobody reads.
 
     Args:
-        model: a functional or sequential model with a `GatedDenseBlock` among its layers.
+        model: a functional or sequential model with a `GatedDenseBlock` among its layers, or those of a nested model.
 
     Returns:
         A new model.
@@ -282,13 +283,24 @@ def pruned(model: keras.Model) -> keras.Model:
     return _rewired(model, lambda wiring: (wiring.pruned(), wiring.active))
 
 
+def _holds(model: keras.Model) -> bool:
+    """Whether there are dense blocks in a model or in those nested in it."""
+    return any(
+        isinstance(layer, GatedDenseBlock) or (isinstance(layer, keras.Model) and _holds(layer))
+        for layer in model.layers
+    )
+
+
 def _rewired(model: keras.Model, fixed: Callable[[DenseWiring], tuple[DenseWiring, Sequence[int]]]) -> keras.Model:
     """A copy of a model whose blocks have the wiring, and of the old layers those, that `fixed` gives."""
     blocks = {layer.name: layer for layer in model.layers if isinstance(layer, GatedDenseBlock)}
-    if not blocks:
+    nested = {layer.name for layer in model.layers if isinstance(layer, keras.Model) and _holds(layer)}
+    if not (blocks or nested):
         raise ValueError(f"there is no GatedDenseBlock among the layers of {model.name}")
 
     def copied(layer: keras.layers.Layer) -> keras.layers.Layer:
+        if layer.name in nested:
+            return _rewired(layer, fixed)
         changes: dict[str, Any] = {}
         if layer.name in blocks:
             wiring, _ = fixed(layer.wiring())
@@ -297,7 +309,7 @@ def _rewired(model: keras.Model, fixed: Callable[[DenseWiring], tuple[DenseWirin
 
     copy = keras.models.clone_model(model, clone_function=copied)
     for layer in model.layers:
-        if isinstance(layer, keras.layers.InputLayer):  # its name changes
+        if isinstance(layer, keras.layers.InputLayer) or layer.name in nested:  # renamed, filled already
             continue
         target = copy.get_layer(layer.name)
         if layer.name in blocks:

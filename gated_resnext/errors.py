@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -47,6 +48,9 @@ def run(main: Callable[[list[str]], Any]) -> None:
         except Exception as error:  # TensorFlow writes files too, and has errors of its own for them
             if type(error).__name__ == "ResourceExhaustedError":
                 return _fail(f"out of memory: choose a smaller network or batch ({str(error).splitlines()[0]})")
+            backend = os.environ.get("KERAS_BACKEND")
+            if backend and importlib.util.find_spec(backend) is None:
+                return _fail(f"KERAS_BACKEND={backend} is not installed; tensorflow and jax are what trains")
             if os.strerror(errno.ENOSPC) not in str(error):
                 raise
             return _fail(str(error))

@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 
 from gated_resnext import gates
-from gated_resnext.aggregation import a_seed
+from gated_resnext.aggregation import a_seed, hand_down_trainable
 from gated_resnext.errors import check_choice
 from gated_resnext.norm import BranchNorm, moments_after
 
@@ -303,6 +303,7 @@ class MultiBranchModule(keras.layers.Layer):
         self.project = BranchPointwise(1, filters, seed=seeds[3], name="project", **options)
 
     def build(self, shape: Any) -> None:
+        hand_down_trainable(self)
         shape = _of_y(shape)
         self.reduce.build(shape)
         self.conv.build((None, self.width))
@@ -317,7 +318,7 @@ class MultiBranchModule(keras.layers.Layer):
         shared, (batch, height, width, channels) = len(shape) == 4, shape[-4:]
         lead = () if shared else (self.blocks,)
 
-        flat = ops.reshape(x, (*lead, -1, channels))
+        flat = ops.reshape(x, (*shape[:-4], -1, channels))  # of a gated sum that is still to be made, C branches
         if weights is None:
             h = self.reduce(flat, training=training)
         else:

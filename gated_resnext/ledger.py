@@ -168,7 +168,7 @@ def csv_lines(setting: Setting, outcomes: Sequence[Outcome]) -> str:
     buffer = io.StringIO()
     names = ["row", "dataset", "wiring", "fan_in", "seed", "diverged_at_step", "top1", "top5", "test_images"]
     names += ["parameters", "parameters_pruned", "active_blocks", "epochs", "schedule_epochs", "recipe", "limit"]
-    names += ["steps", "seconds", "backend", "precision", "gate_entropy", "version"]
+    names += ["steps", "seconds", "backend", "precision", "batch_norm_images", "rollbacks", "gate_entropy", "version"]
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
     for row, seed, result, diverged, entropy in outcomes:
@@ -238,20 +238,33 @@ def _of_all(name: str, ours: str, outcomes: Sequence[Outcome]) -> str:
 
 
 def _trained_by(setting: Setting, outcomes: Sequence[Outcome]) -> list[str]:
-    """Which rows were trained otherwise than others: by other versions, on other hardware, backend or precision."""
+    """Which rows were trained otherwise than others, or than the lines of versions and hardware say."""
     rows: dict[str, list[str]] = {}
     for one in outcomes:
         if one.result and "version" in one.result:
-            backend, precision = one.result.get("backend", "tensorflow"), one.result.get("precision", "float32")
-            how = f"gated_resnext {one.result['version']}, {backend}, {precision}"
-            for name, ours in (("versions", setting.versions), ("hardware", setting.hardware)):
-                other = one.result.get(name, ours)
-                how += f", {other}" if other != _of_all(name, ours, outcomes) else ""
-            rows.setdefault(how, []).append(f"`{one.row.name}` seed {one.seed}")
-    if len(rows) < 2:
-        return []
-    texts = (f"{how}: {', '.join(rows[how])}" for how in sorted(rows))
-    return [f"- not all rows were trained alike: {'; '.join(texts)}"]
+            rows.setdefault(_how(one.result, setting, outcomes), []).append(f"`{one.row.name}` seed {one.seed}")
+    texts = "; ".join(f"{how}: {', '.join(rows[how])}" for how in sorted(rows))
+    if len(rows) > 1:
+        return [f"- not all rows were trained alike: {texts}"]
+    versions = _of_all("versions", setting.versions, outcomes)
+    for by, backend, _, *more in (how.split(", ") for how in rows):
+        if more or f"{by}, {backend} " not in versions:
+            return [f"- trained by {texts}"]
+    return []
+
+
+def _how(result: dict[str, Any], setting: Setting, outcomes: Sequence[Outcome]) -> str:
+    """Version, backend and precision of a run, and what else is not as a reader of the header would think."""
+    parts = [f"gated_resnext {result['version']}", result.get("backend", "tensorflow")]
+    parts.append(result.get("precision", "float32"))
+    for name, ours in (("versions", setting.versions), ("hardware", setting.hardware)):
+        if result.get(name, ours) != _of_all(name, ours, outcomes):
+            parts.append(result.get(name, ours))
+    if result.get("batch_norm_images", setting.recipe.batch_size) != setting.recipe.batch_size:
+        parts.append(f"batch norm over {result['batch_norm_images']} images")
+    if result.get("rollbacks"):
+        parts.append(f"{result['rollbacks']} times back to a checkpoint and on at half the rate")
+    return ", ".join(parts)
 
 
 # A row

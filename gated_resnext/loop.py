@@ -18,6 +18,9 @@ from gated_resnext.distribution import check_together, is_chief
 from gated_resnext.recipes import Recipe
 from gated_resnext.scores import Scores
 
+# In place of a probability of zero, whose logarithm `in_top_k` takes for a miss of every class.
+LEAST = float(np.finfo(np.float32).tiny)
+
 
 class TensorFlowEngine:
     """What the trainer asks of a strategy.
@@ -140,7 +143,7 @@ class Loop:
 
     def _test_replica(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         outputs = tf.cast(self.model(images, training=False), tf.float32)
-        logits = outputs if self.from_logits else tf.math.log(outputs)
+        logits = outputs if self.from_logits else tf.math.log(tf.maximum(outputs, LEAST))
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), logits)
         return _scores(losses, labels, logits)
 

@@ -76,7 +76,7 @@ def publish(
         "entry": run.entry,
         "dataset": run.dataset,
         "command": f"{_backend(result)}python -m gated_resnext.train --entry={run.entry} --seed={run.seed}"
-        f"{_scale(run, whole)}{_precision(result)}",
+        f"{_scale(run, whole)}{_precision(result)}{' --on_nan=rollback' if result.get('rollbacks') else ''}",
         "recipe": run.recipe.name,
         "epochs": result["epochs"],
         "schedule_epochs": whole.epochs,
@@ -84,6 +84,7 @@ def publish(
         "hardware": hardware,
         "seconds": result["seconds"],
         "version": result["version"],
+        **{name: result[name] for name in ("batch_norm_images", "rollbacks") if name in result},
         "top1": reached,
         "test_images": result["test_images"],
         "blocks": result["blocks"],

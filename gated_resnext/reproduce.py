@@ -106,12 +106,18 @@ def _command() -> str:
     """The command as given, without the folders of this machine."""
     own = TABLE, FIGURE, ABLATION, DATASET, ROWS, SEEDS, EPOCHS_SCALE, LIMIT, RECIPE, GATE_LEARNING_RATE
     given = [flags.FLAGS[flag.name] for flag in (*own, *device_flags.ALL) if flags.FLAGS[flag.name].present]
-    return " ".join(["python -m gated_resnext.reproduce", *(shlex.quote(flag.serialize()) for flag in given)])
+    command = " ".join(["python -m gated_resnext.reproduce", *(shlex.quote(flag.serialize()) for flag in given)])
+    return command if _backend() == "tensorflow" else f"KERAS_BACKEND={_backend()} {command}"
+
+
+def _backend() -> str:
+    import keras
+
+    return keras.backend.backend()
 
 
 def _versions() -> str:
-    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
-    found = [f"{name} {importlib.metadata.version(name)}" for name in (backend, "keras")]
+    found = [f"{name} {importlib.metadata.version(name)}" for name in (_backend(), "keras")]
     return ", ".join([f"gated_resnext {gated_resnext.__version__}", *found, f"Python {platform.python_version()}"])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import functools
 import gc
 import os
 import pathlib
@@ -105,12 +106,11 @@ def reproduce(
             say(f"\nRun {number} of {len(runs)}: {row.name}, seed {run.seed}{_time_left(runs, ended)}")
             place = _place(folder, experiment, run)
             try:
-                trainer.train(run, place, data_dir=data_dir, checkpoint_s=checkpoint_s, **given)
+                note = functools.partial(_note, setting, place)
+                trainer.train(run, place, data_dir=data_dir, checkpoint_s=checkpoint_s, began=note, **given)
             except DivergedError as error:
                 files.write_json(place / DIVERGED, {"step": error.step, "message": str(error)})
                 say(f"Diverged: {str(error).split(';')[0]}")
-            finally:
-                _note(setting, place)
             _forget()
             ended[row.name, run.seed] = _ended(row, run, folder, experiment)
             write(experiment, setting, _in_order(experiment, ended), folder)
@@ -137,7 +137,7 @@ def _place(folder: pathlib.Path, experiment: Experiment, run: Run) -> pathlib.Pa
 def _note(setting: Setting, place: pathlib.Path) -> None:
     """Adds versions and hardware to those that a run was trained on before, where they are others."""
     now, before = {"versions": setting.versions, "hardware": setting.hardware}, _trained_on(place)
-    if (place / "run.json").is_file() and now not in before:
+    if now not in before:
         files.write_json(place / TRAINED_ON, [*before, now])
 
 

@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -53,6 +53,7 @@ def train(
     remat: bool = False,
     on_nan: str = "stop",
     checkpoint_s: float = 60.0,
+    began: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Trains, or goes on training, and evaluates.
 
@@ -71,6 +72,7 @@ def train(
         on_nan: what a loss that is not finite does: "stop", or "rollback" to the newest checkpoint and on from there
             at half the rate until the end of the phase.
         checkpoint_s: seconds of work that may be lost.
+        began: called before the first step, once nothing is left to be refused; not where no step is left.
 
     Returns:
         The result, as `result.json` holds it.
@@ -97,7 +99,7 @@ def train(
             options = {"synchronized": sync_batch_norm, "precision": precision, "remat": remat}
             training = _Training(run, folder, images, engine, options, on_nan, checkpoint_s, termination)
             try:
-                return training.run_phases()
+                return training.run_phases(began)
             except engine.Lost as error:
                 if termination.asked:  # and so was the worker that is gone
                     termination.end()
@@ -195,10 +197,12 @@ class _Training:
     def rounds_done(self) -> int:
         return sum(steps.epochs for steps in self.schedule[: self.place.phase]) + self.place.round
 
-    def run_phases(self) -> dict[str, Any]:
+    def run_phases(self, began: Callable[[], None] | None = None) -> dict[str, Any]:
         """All that is left of the schedule, then the evaluation."""
         state = self._restore()
         self.began_at = self.place.step
+        if began and self.chief and self.place.phase < len(self.schedule):
+            began()
         while self.place.phase < len(self.schedule):
             phase, steps = self.run.recipe.phases[self.place.phase], self.schedule[self.place.phase]
             fresh = self.place.round == self.place.steps == 0
@@ -448,7 +452,9 @@ class _Training:
         self.place = self._start()
         self.networks.go_on_from(self.run.initial_wiring(), {})
         state = self._restore(error.step)
-        self.place.rollbacks, self.place.rate = rollbacks + 1, rate / 2 if self.place.phase == phase else 1.0
+        # In the phase before, its own rate: at that the same steps would lead here again.
+        self.place.rollbacks = rollbacks + 1
+        self.place.rate = (rate if self.place.phase == phase else self.place.rate) / 2
         self.progress.say(f"Rolled back: {what}; on from step {self.place.step} at half the rate")
         return state
 

@@ -220,6 +220,12 @@ def test_weights_of_a_fixed_wiring_have_the_gradient_of_finite_differences(remat
     np.testing.assert_allclose(tape.gradient(loss, layer.branch_weights.value), finite, rtol=1e-3, atol=1e-3)
 
 
+def test_there_is_a_weight_for_each_gate_where_blocks_and_branches_differ():
+    layer = learned(aggregation="weighted", blocks=3)
+    assert layer.branch_weights.shape == layer.real_gates.shape == (3, C)
+    np.testing.assert_array_equal(weights_of(layer), learned(blocks=3)(unit_branches(C))[:, 0, 0, 0])
+
+
 def test_weights_beside_real_valued_gates_are_refused():
     with pytest.raises(ValueError, match=r"gates must be one of \('binary',\). Received: gates='real'"):
         GatedAggregation(2, "weighted", "real")

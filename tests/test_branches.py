@@ -186,6 +186,12 @@ def test_the_optimizer_finds_gates_and_kernels_by_their_names():
     assert {"kernel", "depthwise_kernel", "pointwise_kernel", "real_gates"} < kinds
 
 
+def test_what_is_not_trainable_from_the_start_draws_nothing():
+    layer, y = built(trainable=False)[0], outputs_before()[1]
+    close(layer(y, training=True), np.stack(layer(y)))
+    assert int(layer.gate.step) == 0 and not layer.gate.trainable and not layer.branches[0].trainable
+
+
 def test_every_kind_of_kernel_decays():
     layer = layers.SeparableConv2D(3, 3)
     layer.build((None, 8, 8, 2))
@@ -314,6 +320,7 @@ def stacked(first, second):
         (lambda: GatedBranches(shared_block()), "each given once. Received: branches="),
         (lambda: GatedBranches([tf.nn.relu]), "layers or models, each given once. Received: "),
         (lambda: GatedBranches(dense(2), aggregation="max"), "Received: aggregation='max'"),
+        (lambda: GatedBranches(dense(2), aggregation="weighted"), r"one of \('mean', 'sum'\). Received: aggregation="),
         (lambda: GatedBranches(dense(2), sources=[(0,)]), r"each of the 2 branches. Received: sources=\(\(0,\),\)"),
         (
             lambda: stacked(GatedBranches(dense(2)), GatedBranches(dense(2), fan_in=3)),

@@ -129,11 +129,18 @@ def test_draws_change_with_the_step_alone():
     assert int(block.readers[2].step) == 8
 
 
-def test_a_block_that_is_not_trainable_draws_nothing():
-    block = built()
+@pytest.mark.parametrize("given", [True, False], ids=["when made", "later"])
+def test_a_block_that_is_not_trainable_draws_nothing(given):
+    block = built(trainable=not given)
     block.trainable = False
-    np.testing.assert_array_equal(block(images(), training=True), block(images()))
-    assert int(block.readers[2].step) == 0
+    again = GatedDenseBlock.from_config(block.get_config())
+    again.build(SHAPE)
+    again.set_weights(block.get_weights())
+    for each in (block, again):
+        before = each.get_weights()
+        np.testing.assert_array_equal(each(images(), training=True), block(images()))
+        for one, other in zip(each.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -205,6 +212,20 @@ def network(**changes):
     first = keras.initializers.GlorotUniform(seed=0)  # with some others the first block's last layer gets no gradient
     classifier = keras.layers.Dense(4, kernel_initializer=first, name="classifier")
     return keras.Model(inputs, classifier(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+def test_the_blocks_of_nested_models_are_frozen_and_pruned_too():
+    inputs = keras.Input(SHAPE[1:])
+    first = GatedDenseBlock(4, GROWTH, 1, transition=6, transition_fan_in=2, seed=2)
+    alone = keras.Sequential([keras.Input(SHAPE[1:]), first], name="nested")
+    inner = keras.Input((*SHAPE[1:3], 6))
+    both = keras.Model(inner, keras.layers.ReLU()(GatedDenseBlock(3, GROWTH, 2, transition=4, seed=3)(inner)))
+    for model in (keras.Model(inputs, both(alone(inputs))), keras.Model(inputs, both(first(inputs)))):
+        expected = np.asarray(model(images()))
+        for smaller in (frozen(model), pruned(model)):
+            np.testing.assert_allclose(smaller(images()), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+            assert not [v.path for v in smaller.variables if v.path.endswith(("real_gates", "step"))]
+        assert pruned(model).count_params() < frozen(model).count_params() < model.count_params()
 
 
 def test_a_network_learns_is_frozen_pruned_saved_and_learns_on(tmp_path):

@@ -45,6 +45,15 @@ def test_what_a_user_can_cause_is_one_line_and_status_1(command, run_python, tmp
     assert (done.returncode, done.stderr, done.stdout) == (1, line + "\n", "began with 0 []\n")
 
 
+def test_a_backend_that_is_not_there_is_named(command, run_python):
+    done = run_python(command("import keras"), env={"KERAS_BACKEND": "no_such"})
+    assert (done.returncode, done.stdout) == (1, "began with 0 []\n")
+    assert (
+        done.stderr.splitlines()[-1]
+        == "error: KERAS_BACKEND=no_such is not installed; tensorflow and jax are what trains"
+    )
+
+
 def test_success_is_silent_and_status_0(command, run_python):
     done = run_python(command("return 'a value'"), "--count=3")
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "began with 3 []\n")

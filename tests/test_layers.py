@@ -31,6 +31,16 @@ def test_a_module_without_a_seed_has_a_random_one():
     assert isinstance(module.seed, int) and module.seed != other.seed
 
 
+def test_a_module_that_is_not_trainable_from_the_start_keeps_its_statistics():
+    module = layers.MultiBranchModule(C, 2, 6, trainable=False, seed=0)
+    x = np.random.default_rng(6).normal(size=(2, 6, 6, 3)).astype(np.float32)
+    expected = module(x)
+    before = module.get_weights()
+    np.testing.assert_array_equal(module(x, training=True), expected)
+    for one, other in zip(module.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_mixed_precision_keeps_gates_and_statistics_in_float32(mixed_bfloat16):
     gate = learned(random_gates())
     module = layers.MultiBranchModule(C, 2, 6, seed=0)

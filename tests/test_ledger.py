@@ -16,7 +16,8 @@ from gated_resnext.recipes import RECIPES
 TABLE = experiments.table(3)
 FULL, K1, K4, RANDOM = TABLE.rows[:4]
 WHOLE = RECIPES["cifar"]
-SETTING = Setting("python -m x --table=3", WHOLE, WHOLE, seeds=4, versions="keras 3", hardware="an abacus")
+VERSIONS = "gated_resnext 0.1.0, tensorflow 2, keras 3"
+SETTING = Setting("python -m x --table=3", WHOLE, WHOLE, seeds=4, versions=VERSIONS, hardware="an abacus")
 # Top-1 in percent by seed.
 FOUND = {
     FULL: {0: 91.1, 1: 91.2, 2: 91.0, 3: 91.39},
@@ -68,15 +69,43 @@ def test_rows_that_were_trained_otherwise_are_named():
 
 
 def test_rows_of_another_machine_keep_its_hardware_and_versions():
-    theirs = {"hardware": "a loom", "versions": "keras 2"}
+    theirs = {"hardware": "a loom", "versions": "gated_resnext 0.1.0, tensorflow 1"}
     text = ledger.markdown(TABLE, SETTING, [outcome(FULL, 0, 91.0, **theirs), outcome(K4, 0, 92.0, **theirs)])
-    assert "- versions: keras 2\n" in text and "- hardware: a loom, float32\n" in text and "alike" not in text
+    assert (
+        "- versions: gated_resnext 0.1.0, tensorflow 1\n" in text
+        and "- hardware: a loom, float32\n" in text
+        and "alike" not in text
+    )
     text = ledger.markdown(TABLE, SETTING, [outcome(FULL, 0, 91.0, **theirs), outcome(K4, 0, 92.0)])
-    assert "- versions: keras 3\n" in text and "- hardware: an abacus, float32\n" in text
+    assert f"- versions: {VERSIONS}\n" in text and "- hardware: an abacus, float32\n" in text
     assert (
         "- not all rows were trained alike: gated_resnext 0.1.0, tensorflow, float32: `cifar10_20_4_8_k4` seed 0; "
-        "gated_resnext 0.1.0, tensorflow, float32, keras 2, a loom: `cifar10_20_4_8_full` seed 0\n"
+        "gated_resnext 0.1.0, tensorflow, float32, gated_resnext 0.1.0, tensorflow 1, a loom: `cifar10_20_4_8_full` "
+        "seed 0\n"
     ) in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"version": "0.0.9"}, "gated_resnext 0.0.9, tensorflow, float32"),
+        ({"backend": "jax"}, "gated_resnext 0.1.0, jax, float32"),
+        ({"batch_norm_images": 32}, "gated_resnext 0.1.0, tensorflow, float32, batch norm over 32 images"),
+        (
+            {"rollbacks": 2, "batch_norm_images": 128},
+            "gated_resnext 0.1.0, tensorflow, float32, 2 times back to a checkpoint and on at half the rate",
+        ),
+    ],
+)
+def test_what_the_header_would_hide_of_all_rows_is_told(changes, told):
+    rows = [outcome(FULL, 0, 91.0, **changes), outcome(K4, 0, 92.0, **changes)]
+    line = f"- trained by {told}: `cifar10_20_4_8_full` seed 0, `cifar10_20_4_8_k4` seed 0\n"
+    assert line in ledger.markdown(TABLE, SETTING, rows)
+    for name, value in changes.items():
+        if name != "version":
+            assert [row[name] for row in csv.DictReader(io.StringIO(ledger.csv_lines(SETTING, rows)))] == 2 * [
+                f"{value}"
+            ]
 
 
 def test_one_seed_has_no_deviation():
@@ -180,7 +209,7 @@ def test_the_header_tells_command_data_schedule_versions_and_hardware():
         "- runs: 12 of 64 ended; seeds 0 to 3\n",
         "- data: cifar10, 10,000 test images\n",
         "- schedule: cifar, gates at 5, batches of 128: 60 epochs at rate 0.1, gates at 5; 50 epochs at rate 0.1; ",
-        "- versions: keras 3\n",
+        f"- versions: {VERSIONS}\n",
         "- hardware: an abacus, float32\n",
         "that of a sample (n - 1), and blank for one seed",
     ):

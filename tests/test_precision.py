@@ -16,6 +16,7 @@ from gated_resnext.trainer import train
 from gated_resnext.workdir import Run
 
 SMALL = Architecture(depth=11, width=4, cardinality=4, fan_in=2, input_shape=(8, 8, 1))
+RANDOM = Connectivity.random(3, 4, 2, seed=0)
 STEPS = 50
 
 
@@ -70,8 +71,8 @@ def test_the_network_of_a_precision_keeps_it_and_its_function():
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize(
     ("wiring", "aggregation"),
-    [(None, "mean"), (None, "weighted"), (Connectivity.random(3, 4, 2, seed=0), "weighted")],
-    ids=["mean", "weighted", "fixed, weighted"],
+    [(None, "mean"), (None, "weighted"), (RANDOM, "weighted"), (RANDOM.pruned(), "weighted")],
+    ids=["mean", "weighted", "fixed, weighted", "pruned, weighted"],
 )
 def test_recomputing_gives_the_same_gradients(wiring, aggregation, precision):
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), np.uint8)

@@ -48,6 +48,15 @@ def test_the_command_has_the_precision(trained, digits_dir, folder, tmp_path):
     assert card["command"].endswith(" --seed=0 --epochs_scale=0.03 --precision=mixed_bfloat16")
 
 
+def test_the_card_tells_of_rollbacks_and_of_the_images_of_batch_norm(trained, digits_dir, folder, tmp_path):
+    workdir = shutil.copytree(trained, tmp_path / "copy")
+    result = files.read_json(workdir / "result.json")
+    files.write_json(workdir / "result.json", {**result, "rollbacks": 2, "batch_norm_images": 16})
+    card = publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
+    assert card["command"].endswith(" --epochs_scale=0.03 --on_nan=rollback")
+    assert (card["rollbacks"], card["batch_norm_images"]) == (2, 16)
+
+
 def test_other_images_than_the_trainings_are_refused(trained, digits_dir, folder, tmp_path):
     workdir = shutil.copytree(trained, tmp_path / "copy")
     result = files.read_json(workdir / "result.json")

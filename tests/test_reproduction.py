@@ -75,7 +75,13 @@ def reproduced(digits_dir, tmp_path_factory, run_python):
     }
     for name, (moment, number) in moments.items():
         status, printed = stopped_at(moment, number, command, folder / name)
-        found[name] = {"status": status, "printed": printed, "csv": (output / f"{KEY}.csv").read_text()}
+        known = {path.parent.name for path in output.glob("*/*/trained_on.json")}
+        found[name] = {
+            "status": status,
+            "printed": printed,
+            "machines": known,
+            "csv": (output / f"{KEY}.csv").read_text(),
+        }
         found[name]["markdown"] = (output / f"{KEY}.md").read_text()
     for name in ("finished", "again"):
         done = run_python(*command, *{"finished": [], "again": ["--hardware=another"]}[name])
@@ -150,6 +156,7 @@ def test_the_header_names_the_command_and_no_folder(reproduced, digits_dir):
 
 def test_each_run_names_the_machine_it_was_trained_on(reproduced):
     output, found = reproduced
+    assert found["killed"]["machines"] == {f"{FULL}-0", f"{K1}-0"}
     assert "another" not in found["again"]["markdown"]
     (machine,) = files.read_json(output / KEY / f"{K1}-1" / "trained_on.json")
     assert (
