@@ -2,7 +2,12 @@ import os
 import subprocess
 import sys
 
+import hypothesis
 import pytest
+
+# A stall of the machine is no failure, and what failed once fails again.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +20,7 @@ def run_python():
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **(env or {})},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             **options,
         )
 

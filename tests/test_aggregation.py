@@ -1,5 +1,3 @@
-import functools
-
 import hypothesis
 import keras
 import numpy as np
@@ -12,7 +10,6 @@ from gated_resnext import gates
 from gated_resnext.aggregation import BranchMean, GatedAggregation
 from gated_resnext.connectivity import Connectivity
 
-settings = functools.partial(hypothesis.settings, deadline=None)
 C = 4
 
 
@@ -47,7 +44,7 @@ def test_gates_begin_uniform():
     assert int(layer.step) == 0
 
 
-@settings(max_examples=60)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(st.data())
 @pytest.mark.parametrize("fan_in", [1, 2, 4])
 def test_evaluation_takes_the_top_k_as_the_wiring_does(fan_in, data):

@@ -145,7 +145,7 @@ def test_central_crop_without_a_size_keeps_the_whole_shorter_side(height, width,
     np.testing.assert_allclose(kept, [shorter / height, shorter / width], atol=2 / size)
 
 
-@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.settings(max_examples=25)
 @hypothesis.given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**31 - 1))
 def test_the_parts_of_a_batch_are_cropped_as_the_whole(parts, count, step):
     images = np.random.default_rng(step).integers(0, 256, (parts * count, 6, 7, 2), dtype=np.uint8)

@@ -65,7 +65,7 @@ def differ(model):
     return np.ptp(np.asarray(model(X)), axis=0).max() > 1e-3
 
 
-@hypothesis.settings(max_examples=12, deadline=None)
+@hypothesis.settings(max_examples=12)
 @hypothesis.given(oracle.wirings(modules=st.integers(2, 4), blocks=st.integers(1, 4)), st.sampled_from(["mean", "sum"]))
 @hypothesis.example((4, (((0,),) * 4,) * 3), "mean")
 @hypothesis.example((3, (((2, 0), (1,), (0, 1, 2)), ((1,), (0, 2)), ((1,),))), "sum")

@@ -59,7 +59,7 @@ def images_for(model, seed=0, count=3):
     return np.random.default_rng(seed).integers(0, 256, (count, *model.input_shape[1:]), np.uint8)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     wiring=wirings(),
     seed=st.integers(0, 2**31 - 1),

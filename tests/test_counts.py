@@ -49,7 +49,7 @@ def counted_in_saved_model(folder):
     return Counts(stored, multiply_adds)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     wiring=wirings(),
     aggregation=st.sampled_from(["mean", "sum", "weighted"]),

@@ -449,7 +449,7 @@ def test_every_source_gives_whole_epochs_in_another_order_each(colours, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@hypothesis.settings(deadline=None, max_examples=6)
+@hypothesis.settings(max_examples=6)
 @hypothesis.given(seed=st.integers(0, 2**62), first=st.integers(0, 1000), steps=st.integers(1, 8))
 def test_to_start_at_any_step_is_to_have_run_up_to_it(colours, kind, seed, first, steps):
     images = colours[kind]
@@ -488,7 +488,7 @@ divisions = st.sampled_from([(p, r) for p in (1, 2, 3, 4, 6, 12) for r in (1, 2,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@hypothesis.settings(deadline=None, max_examples=8)
+@hypothesis.settings(max_examples=8)
 @hypothesis.example(division=(2, 1), first=2, steps=3)
 @hypothesis.example(division=(2, 2), first=2, steps=3)
 @hypothesis.example(division=(1, 2), first=0, steps=4)
@@ -507,7 +507,7 @@ def test_the_shards_of_a_batch_are_the_whole_batch_in_order(colours, kind, divis
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@hypothesis.settings(deadline=None, max_examples=5)
+@hypothesis.settings(max_examples=5)
 @hypothesis.example(division=(12, 1))
 @hypothesis.example(division=(2, 3))
 @hypothesis.given(division=divisions)

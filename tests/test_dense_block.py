@@ -186,7 +186,7 @@ def test_the_gradient_of_a_gate_is_the_closed_form():
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
-@hypothesis.settings(max_examples=12, deadline=None)
+@hypothesis.settings(max_examples=12)
 @hypothesis.given(wirings(layers=st.just(LAYERS)), st.integers(0, 2**32 - 1))
 @hypothesis.example(((0,), (1,), (0, 1), (1, 2), (0,)), 0)
 @hypothesis.example(((0,), (1,), (0, 1), (1, 2), (1, 3)), 1)

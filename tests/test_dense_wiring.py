@@ -23,7 +23,6 @@ def on_a_path_to_the_output(sources):
     return tuple(layer for layer in range(1, len(sources)) if reach[layer] > 0)
 
 
-@hypothesis.settings(deadline=None)
 @hypothesis.given(wirings())
 def test_active_layers_are_those_on_a_path_to_the_output(sources):
     wiring = DenseWiring(sources)
@@ -36,7 +35,6 @@ def test_active_layers_are_those_on_a_path_to_the_output(sources):
         assert tuple(kept[source] for source in pruned.sources[number - 1]) == wiring.sources[layer - 1]
 
 
-@hypothesis.settings(deadline=None)
 @hypothesis.given(wirings(), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4), st.none() | st.integers(1, 5))
 def test_parameters_by_hand(sources, in_channels, growth, bottleneck, transition):
     total, narrow = 0, bottleneck * growth

@@ -1,5 +1,3 @@
-import functools
-
 import hypothesis
 import keras
 import numpy as np
@@ -10,7 +8,6 @@ from hypothesis import strategies as st
 
 from gated_resnext import gates
 
-settings = functools.partial(hypothesis.settings, deadline=None)
 ROWS = {
     1: [[0.1, 0.2, 0.3, 0.4], [0.25, 0.25, 0.25, 0.25], [0.85, 0.05, 0.05, 0.05]],
     2: [[0.1, 0.1, 0.2, 0.25, 0.35], [0.2] * 5, [0.6, 0.1, 0.1, 0.1, 0.1]],
@@ -83,7 +80,7 @@ def gate_rows(branches, rows):
     )
 
 
-@settings(max_examples=60)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(gate_rows(5, 5), st.integers(1, 5), st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
 def test_k_ones_and_a_zero_gate_only_where_nothing_else_is_left(real_gates, fan_in, seed, step):
     drawn = gates.draw(real_gates, fan_in, seed=seed, step=step).numpy()
@@ -115,7 +112,7 @@ def projected(real_gates):
     return np.where(total > 0, clipped / np.where(total > 0, total, 1), 1 / clipped.shape[1])
 
 
-@settings(max_examples=100)
+@hypothesis.settings(max_examples=100)
 @hypothesis.given(
     st.lists(
         st.lists(st.one_of(st.just(0.0), st.floats(-3, 3, width=32, allow_subnormal=False)), min_size=4, max_size=4),
@@ -151,7 +148,7 @@ def test_rows_too_small_for_float32_stay_finite(row):
     np.testing.assert_allclose(result.sum(axis=1), 1.0, rtol=1e-6)
 
 
-@settings(max_examples=60)
+@hypothesis.settings(max_examples=60)
 @hypothesis.given(
     st.lists(st.lists(st.integers(0, 3), min_size=5, max_size=5), min_size=4, max_size=4), st.integers(1, 5)
 )

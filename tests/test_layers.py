@@ -1,5 +1,3 @@
-import functools
-
 import hypothesis
 import keras
 import numpy as np
@@ -11,7 +9,6 @@ from test_aggregation import learned, random_gates, round_trip
 
 from gated_resnext import layers, norm
 
-settings = functools.partial(hypothesis.settings, deadline=None)
 C = 4
 
 
@@ -101,7 +98,7 @@ def test_moments_from_the_narrow_tensor_equal_the_direct_ones(offset):
         np.testing.assert_allclose(result, reference, rtol=1e-4, atol=1e-5 * np.abs(reference).max())
 
 
-@settings(max_examples=25)
+@hypothesis.settings(max_examples=25)
 @hypothesis.given(
     st.integers(1, 3), st.integers(1, 20), st.integers(1, 4), st.integers(1, 6), st.integers(0, 2**32 - 1)
 )
@@ -115,7 +112,7 @@ def test_moments_of_any_shape(branches, rows, narrow, wide, seed):
     np.testing.assert_allclose(variance, product.var(axis=1), rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(st.integers(1, 3), st.integers(2, 40), st.integers(1, 70), st.integers(0, 2**32 - 1))
 def test_batch_norm_and_its_gradient_equal_the_formula_in_float64(branches, rows, channels, seed):
     rng = np.random.default_rng(seed)

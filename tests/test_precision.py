@@ -24,8 +24,8 @@ def network(wiring=None, aggregation="mean", **options):
     return GatedResNeXt(SMALL.replace(aggregation=aggregation), wiring, None, seed=0, **options)
 
 
-def losses(model, steps=STEPS):
-    images = Images("optical_digits", RECIPES["digits"])
+def losses(model, digits_dir, steps=STEPS):
+    images = Images("optical_digits", RECIPES["digits"], digits_dir)
     optimizer = GateConnectSGD(0.03, 0.2)  # at 0.1 rounding soon makes another training of it
     if model.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -36,14 +36,14 @@ def losses(model, steps=STEPS):
 
 
 @pytest.fixture(scope="module")
-def in_float32():
-    return losses(network())
+def in_float32(digits_dir):
+    return losses(network(), digits_dir)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_losses_of_mixed_precision_track_those_of_float32(in_float32, precision):
+def test_losses_of_mixed_precision_track_those_of_float32(in_float32, precision, digits_dir):
     model = network(precision=precision)
-    found = losses(model)
+    found = losses(model, digits_dir)
     assert in_float32[:5].mean() > 2 and in_float32[-5:].mean() < 1.5  # there is something to follow
     assert not np.array_equal(found, in_float32)
     for window in np.arange(STEPS).reshape(5, 10):
@@ -132,9 +132,9 @@ def test_loss_scale_begins_anew_and_momentum_at_zero():
     assert not any(np.any(variable) for variable in optimizer.variables if variable.path not in paths)
 
 
-def test_a_training_in_bfloat16_gives_a_network_in_float32(tmp_path):
+def test_a_training_in_bfloat16_gives_a_network_in_float32(tmp_path, digits_dir):
     run = Run.of("digits_11_4_4_k2", read("digits", 0.005), seed=0)
-    result = train(run, tmp_path, precision="mixed_bfloat16", remat=True)
+    result = train(run, tmp_path, data_dir=digits_dir, precision="mixed_bfloat16", remat=True)
     model = keras.saving.load_model(tmp_path / "model.keras", compile=False)
     assert result["precision"] == "mixed_bfloat16"
     assert (model.precision, model.remat) == ("float32", False)

@@ -125,7 +125,6 @@ def values_of(arch, wiring, seed):
     return values
 
 
-@hypothesis.settings(deadline=None)
 @hypothesis.given(oracle.wirings(modules=st.just(4), blocks=st.integers(1, 5)), st.integers(0, 2**32 - 1))
 @hypothesis.example((3, (((1,),) * 3, ((0, 2),) * 3, ((1,),) * 3)), 0)
 def test_uncut_is_the_inverse_of_cut(plain, seed):

@@ -39,7 +39,7 @@ def assert_same_function(one, other):
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-@hypothesis.settings(max_examples=8, deadline=None)
+@hypothesis.settings(max_examples=8)
 @hypothesis.given(
     oracle.wirings(modules=st.just(4), blocks=st.integers(1, 4)),
     st.sampled_from(["mean", "sum", "weighted"]),

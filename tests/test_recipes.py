@@ -74,7 +74,6 @@ def test_a_recipe_cannot_be_changed():
         RECIPES["cifar"].phases[0].epochs = 1
 
 
-@hypothesis.settings(deadline=None)
 @hypothesis.given(recipes, st.floats(1e-3, 100))
 def test_scaled_keeps_the_proportions_and_all_else(recipe, factor):
     scaled = recipe.scaled(factor)
@@ -111,7 +110,6 @@ def test_scaled_by_a_senseless_factor_is_refused(factor):
         RECIPES["cifar"].scaled(factor)
 
 
-@hypothesis.settings(deadline=None)
 @hypothesis.given(recipes, st.integers(1, 10_000))
 def test_steps_are_the_epochs_to_within_the_rounding_of_a_round(recipe, steps_per_epoch):
     steps = recipe.steps(steps_per_epoch)

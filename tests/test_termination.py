@@ -69,12 +69,12 @@ def commands(trained, digits_dir, tmp_path_factory):
 
     third = command(folder, digits_dir)
     try:
-        wait_for("Phase 3 of 4", folder / "log", third)
+        wait_for("Phase 2 of 4", folder / "log", third)  # which is compiled anew, and so is what goes on: there is time
         third.send_signal(signal.SIGTERM)
         found["third"] = end(third, time.monotonic())
         found["third left"] = newest(folder / "run")["place"]
         interrupted = command(folder, digits_dir)
-        wait_for("Phase 4 of 4", folder / "log", interrupted)
+        wait_for("Resuming", folder / "log", interrupted)
         interrupted.send_signal(signal.SIGINT)
         found["interrupted"] = end(interrupted, time.monotonic())
         found["interrupted left"] = newest(folder / "run")["place"]
@@ -109,7 +109,7 @@ def test_sigterm_saves_and_ends_the_command_with_status_0(commands):
     assert status == 0, errors
     assert seconds < 10
     step = int(re.search(r"^Saved after step (\d+) of 43; the same command goes on from there$", printed, re.M)[1])
-    assert step == found["third left"]["step"] >= 29
+    assert step == found["third left"]["step"] >= 16
     assert "Traceback" not in errors and "\nerror:" not in errors and "\nTrained" not in printed
 
 
