@@ -5,9 +5,11 @@ Importing this imports neither Keras nor TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 
 from gated_resnext.errors import UserError
 
@@ -41,3 +43,19 @@ def check() -> None:
             f"an export needs Keras on TensorFlow. Received: KERAS_BACKEND={keras.backend.backend()}; start Python "
             f"with KERAS_BACKEND={NAME}, which reads what another backend saved"
         )
+
+
+@contextlib.contextmanager
+def float32() -> Iterator[None]:
+    """Layers are made, and products computed, in float32: whatever the policy is, and without a GPU's TF32."""
+    import keras
+    import tensorflow as tf
+
+    policy, tf32 = keras.config.dtype_policy(), tf.config.experimental.tensor_float_32_execution_enabled()
+    keras.config.set_dtype_policy("float32")
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+        tf.config.experimental.enable_tensor_float_32_execution(tf32)

@@ -179,8 +179,6 @@ def _preprocessing(dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, 
     from gated_resnext.preprocessing import Preprocessing
 
     info = DATASETS.get(dataset)
-    if info and not info.streamed:
-        info = info._replace(picture_side=info.picture_side or min(info.input_shape[:2]))
     unknown = info is None and recipe.crop == "pad" and recipe.test_resize is None
     return None if unknown else Preprocessing.of(shape, recipe, info)
 

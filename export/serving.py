@@ -172,9 +172,12 @@ def models(root: pathlib.Path) -> list[str]:
 
 
 def is_served(model: pathlib.Path) -> bool:
-    """Whether the largest version of a model, the one that TF Serving loads, is a SavedModel."""
-    versions = files.versions(model)
-    return bool(versions) and (model / str(versions[-1]) / "saved_model.pb").is_file()
+    """Whether the largest version of a model, the one that TF Serving loads, is a SavedModel that may be read."""
+    try:
+        versions = files.versions(model)
+        return bool(versions) and (model / str(versions[-1]) / "saved_model.pb").is_file()
+    except PermissionError:
+        return False
 
 
 def texts(names: list[str]) -> dict[str, str]:

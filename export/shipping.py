@@ -23,7 +23,7 @@ from gated_resnext.errors import UserError
 from gated_resnext.evaluation import are_probabilities
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.preprocessing import Preprocessing
-from gated_resnext.pruning import prune
+from gated_resnext.pruning import prune, rebuild
 
 # Probabilities, absolute. Float32 sums in another order differ by about 1e-7 a layer; a wrong graph by far more.
 TOLERANCE = 1e-4
@@ -64,6 +64,7 @@ def choose(formats: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(formats))
 
 
+@backend.float32()
 def ship(
     model: keras.Model,
     output: str | os.PathLike[str],
@@ -104,16 +105,16 @@ def ship(
     output = pathlib.Path(output)
     chosen = choose(formats)
     _check_model(model)
+    if model.input_shape[-1] not in (1, 3):  # which no picture file is decoded to
+        preprocessing = None
     served = any(FORMATS[name].decodes for name in chosen)
     if served:
         serving.check_name(output)
-    elif serving.is_served(output):
-        raise UserError(
-            f"{output} is served by TF Serving, which loads its largest version: that must hold a SavedModel. "
-            "Add saved_model to --formats or choose another --output"
-        )
+    _check_served(output, served)
     _check_probe(probe, chosen, [*(name for name in chosen if not FORMATS[name].exact), *(compressed or {})])
     samples = probe.images[:0] if probe.samples is None else probe.samples
+    if isinstance(model, GatedResNeXt) and model.precision != "float32":
+        model = rebuild(model, precision="float32")
     pruned = prune(model)
     small = compact(pruned) if isinstance(pruned, GatedResNeXt) else pruned
     say(f"Running the trained network on {len(probe.images)} {probe.origin}")
@@ -143,7 +144,8 @@ def ship(
         if labels:
             path = version.folder / (saved_model.LABELS if served else saved_model.LABELS.name)
             path.parent.mkdir(exist_ok=True)
-            path.write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+            text = "".join(f"{label}\n" for label in labels)
+            path.write_text(text, encoding="utf-8", errors="surrogateescape")  # folders' names are any bytes
         if served:
             notes += warmup.write(version.folder, output.name, small.input_shape[1:], pictures=bool(preprocessing))
         receipt = {
@@ -156,9 +158,19 @@ def ship(
             "checks": checks,
         }
         files.write_json(version.folder / "receipt.json", receipt)
+        _check_served(output, served)  # again: another export may have ended meanwhile
     if served:
         notes += serving.write(output.parent)
     return Shipped(version.path, receipt, notes)
+
+
+def _check_served(output: pathlib.Path, served: bool) -> None:
+    """Finds that TF Serving could load the next version, if it serves those before."""
+    if not served and serving.is_served(output):
+        raise UserError(
+            f"{output} is served by TF Serving, which loads its largest version: that must hold a SavedModel. "
+            "Add saved_model to --formats or choose another --output"
+        )
 
 
 def _check_probe(probe: Probe, formats: Sequence[str], lossy: Sequence[str]) -> None:
@@ -183,7 +195,8 @@ def _check_model(model: keras.Model) -> None:
         return
     inputs, outputs = (getattr(model, name, None) or [] for name in ("inputs", "outputs"))  # none where subclassed
     if (
-        [(each.dtype, len(each.shape)) for each in inputs] != [("uint8", 4)]
+        isinstance(getattr(model, "output", None), dict)
+        or [(each.dtype, len(each.shape)) for each in inputs] != [("uint8", 4)]
         or [len(y.shape) for y in outputs] != [2]
         or any(None in tensor.shape[1:] for tensor in (*inputs, *outputs))
     ):
@@ -226,11 +239,20 @@ def _size(model: keras.Model, pruned: keras.Model, small: keras.Model) -> dict[s
 
 
 def _branches(model: keras.Model) -> list[int]:
-    return [len(layer.branches) for layer in model.layers if isinstance(layer, GatedBranches)]
+    """Those of each GatedBranches, also in nested models."""
+    found: list[int] = []
+    for layer in model.layers:
+        if isinstance(layer, GatedBranches):
+            found.append(len(layer.branches))
+        elif isinstance(layer, keras.Model):
+            found += _branches(layer)
+    return found
 
 
 def _parameters(model: keras.Model) -> int:
-    return sum(math.prod(v.shape) for v in model.trainable_variables if not v.path.endswith("real_gates"))
+    """Weights that can be trained, whether or not their layers are: those of batch norm's statistics cannot."""
+    found = {id(v): v for layer in model._flatten_layers() for v in layer._trainable_variables}
+    return sum(math.prod(v.shape) for v in found.values() if not v.path.endswith("real_gates"))
 
 
 def run_in_batches(run: Callable[[Any], np.ndarray], images: Any) -> np.ndarray:

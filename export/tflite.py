@@ -14,6 +14,7 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema_fb
 
 from export import saved_model
+from gated_resnext.copying import copy_weights
 
 
 def write(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> None:
@@ -62,8 +63,8 @@ def write_int8(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> N
     shown = _with_black_and_white(samples)
     # The converter makes an input uint8 by quantising it, so here it has to start as a float.
     pixels = keras.Input(model.input_shape[1:], name="images", dtype="float32")
-    floating = keras.models.clone_model(model, input_tensors=pixels)
-    floating.set_weights(model.get_weights())
+    floating = keras.models.clone_model(model, input_tensors=keras.tree.map_structure(lambda _: pixels, model.input))
+    copy_weights(model, floating)
     _convert(floating, path, options, tf.ensure_shape)
 
 

@@ -140,6 +140,11 @@ class ArrayImages:
         return len(self.arrays("test")[1])
 
     @property
+    def resize(self) -> int:
+        """Shorter side that a picture has before its crop."""
+        return int(min(self.arrays("train")[0].shape[1:3]))
+
+    @property
     def steps_per_epoch(self) -> int:
         """Whole batches in one pass over the training images."""
         return int(len(self.arrays("train")[1]) // self.recipe.batch_size)

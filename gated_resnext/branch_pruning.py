@@ -10,6 +10,7 @@ import keras
 
 from gated_resnext.branches import GatedBranches
 from gated_resnext.connectivity import Connectivity
+from gated_resnext.copying import copy_weights
 
 Tensor = Any
 Node = Any
@@ -185,9 +186,9 @@ def _rebuilt(model: keras.Model, choose: Callable[[keras.Model], dict[str, Kept]
         before = graph.get_layer(layer.name)
         if isinstance(layer, GatedBranches):
             for branch, place in zip(layer.branches, kept[layer.name].branches, strict=True):
-                branch.set_weights(before.branches[place].get_weights())
+                copy_weights(before.branches[place], branch)
         elif not (isinstance(layer, keras.Model) and _holds(layer)):
-            layer.set_weights(before.get_weights())
+            copy_weights(before, layer)
     return rebuilt
 
 

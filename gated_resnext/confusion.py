@@ -38,7 +38,7 @@ def figure(evaluation: Evaluation, title: str) -> Figure:
     classes = len(evaluation.labels)
     side = float(np.clip(0.6 * classes, 5.0, 12.0))  # inches
     drawn = Figure(figsize=(side + 6.0, side + 1.0), dpi=120, layout="constrained")
-    drawn.suptitle(title)
+    drawn.suptitle(_plain(title))
     matrix, bars = drawn.subplots(1, 2, width_ratios=(side, 4.0))
     shares = evaluation.confusion / np.maximum(evaluation.class_images, 1)[:, None]
     image = matrix.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0.0, 1.0), interpolation="nearest")
@@ -60,7 +60,7 @@ def _label(axes: Any, labels: tuple[str, ...], side: float) -> None:
     every = math.ceil(len(labels) / MOST_NAMES)
     shown = range(0, len(labels), every)
     size = float(np.clip(0.7 * 72 * side / len(labels) * every, 4.0, 10.0))  # points
-    names = [labels[number].replace("$", r"\$") for number in shown]  # no formulas
+    names = [_plain(labels[number]) for number in shown]
     axes.set_xticks(shown, names, rotation=90, fontsize=size)
     axes.set_yticks(shown, names, fontsize=size)
     axes.set_xlabel("taken for")
@@ -95,3 +95,8 @@ def write(evaluation: Evaluation, path: pathlib.Path, title: str) -> None:
     kind = path.suffix.removeprefix(".")
     with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
         figure(evaluation, title).savefig(path, format=kind, bbox_inches="tight", metadata=UNDATED[kind])
+
+
+def _plain(text: str) -> str:
+    """No formula, whatever stands in it; bytes of a folder's name that are no text as their numbers."""
+    return text.encode(errors="backslashreplace").decode().replace("$", r"\$")

@@ -252,6 +252,11 @@ class Images:
         info = self.info if self.source.streamed else self.info._replace(picture_side=min(whole[:2]))
         return Preprocessing.of(self.input_shape, self.recipe, info)
 
+    @property
+    def resize(self) -> int:
+        """Shorter side that such a picture has before its crop."""
+        return self.preprocessing.resize
+
     def _plain(self, split: str, mine: Callable[[tf.Tensor], tf.Tensor] | None = None) -> tf.data.Dataset:
         """Images, cropped at the centre, and labels in order; of the rows whose number is `mine`."""
         height, width, _ = self.input_shape

@@ -18,6 +18,7 @@ from keras import ops
 
 from gated_resnext import dense_wiring
 from gated_resnext.aggregation import LearnsGates, hand_down_trainable
+from gated_resnext.copying import copy_weights
 from gated_resnext.dense_wiring import DenseWiring
 from gated_resnext.layers import ReplicaMeanNormalization
 from gated_resnext.norm import EPSILON, MOMENTUM
@@ -316,7 +317,7 @@ def _rewired(model: keras.Model, fixed: Callable[[DenseWiring], tuple[DenseWirin
             _, kept = fixed(layer.wiring())
             _fill(target, layer, kept)
         else:
-            target.set_weights(layer.get_weights())
+            copy_weights(layer, target)
     return copy
 
 

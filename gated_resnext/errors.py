@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -28,6 +29,11 @@ def check_choice(field: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{field} must be one of {tuple(choices)}. Received: {field}={value!r}")
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error says, or its kind, where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def run(main: Callable[[list[str]], Any]) -> None:
     """Runs a command's `main` under absl; a user's mistake becomes one line on stderr and exit status 1."""
     from absl import app, logging
@@ -46,18 +52,22 @@ def run(main: Callable[[list[str]], Any]) -> None:
         except MemoryError:
             return _fail("out of memory: choose a smaller network or batch")
         except Exception as error:  # TensorFlow writes files too, and has errors of its own for them
-            if type(error).__name__ == "ResourceExhaustedError":
+            full = os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
+            if type(error).__name__ == "ResourceExhaustedError" and not full:
                 return _fail(f"out of memory: choose a smaller network or batch ({str(error).splitlines()[0]})")
             backend = os.environ.get("KERAS_BACKEND")
             if backend and importlib.util.find_spec(backend) is None:
                 return _fail(f"KERAS_BACKEND={backend} is not installed; tensorflow and jax are what trains")
-            if os.strerror(errno.ENOSPC) not in str(error):
+            if not full:
                 raise
             return _fail(str(error))
         return 0
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow, once imported, announces its build otherwise
     logging.set_verbosity(logging.WARNING)
+    for stream in (sys.stdout, sys.stderr):  # names of folders are any bytes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app.run(guarded, flags_parser=_parsed)
 
 

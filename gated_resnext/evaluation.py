@@ -15,7 +15,8 @@ import numpy as np
 from gated_resnext.errors import UserError
 
 BINS = 15
-SUM_TOLERANCE = 1e-2  # probabilities of an int8 file are multiples of 1/256, or are rounded to float16
+SUM_TOLERANCE = 1e-2  # probabilities are rounded, to float16 at worst, or are of an int8 file
+INT8_STEPS = 256  # of those they are multiples of 1/256, each rounded
 NORMAL_95 = 1.959963984540054  # the normal distribution has 95 % of its mass within so many standard deviations
 LEAST = float(np.finfo(np.float32).tiny)  # below it a float32 has lost its digits, and its logarithm says nothing
 
@@ -224,8 +225,11 @@ def answers(
 
 def are_probabilities(outputs: np.ndarray) -> bool:
     """Whether rows are of probabilities, rounded to a quantised network's numbers at worst."""
-    sums = outputs.sum(-1)
-    return bool(outputs.min() >= 0.0 and np.abs(sums - 1.0).max() <= SUM_TOLERANCE * outputs.shape[1] ** 0.5)
+    classes, off = outputs.shape[1], np.abs(outputs.sum(-1) - 1.0).max()
+    tolerance = SUM_TOLERANCE * classes**0.5
+    if outputs.max() <= 1.0 and not np.any(outputs * INT8_STEPS % 1.0):
+        tolerance = max(tolerance, 0.5 * classes / INT8_STEPS)  # most of many classes are rounded to 0
+    return bool(outputs.min() >= 0.0 and off <= tolerance)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

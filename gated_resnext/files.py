@@ -11,6 +11,7 @@ import pathlib
 import re
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from gated_resnext.errors import UserError
 
 Path = str | os.PathLike[str]
+STALE_S = 7 * 24 * 3600  # longer than anything is written
 
 
 @contextlib.contextmanager
@@ -55,6 +57,10 @@ def next_version(parent: Path) -> Iterator[Version]:
     parent = pathlib.Path(parent)
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     parent.mkdir(parents=True, exist_ok=True)
+    for stale in parent.glob(".version.*.partial"):  # of a process that was killed while it wrote
+        with contextlib.suppress(OSError):
+            if time.time() - stale.stat().st_mtime > STALE_S:
+                shutil.rmtree(stale)
     try:
         with _partial(parent / "version") as temporary:
             temporary.mkdir()

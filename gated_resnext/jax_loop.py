@@ -211,5 +211,6 @@ def _scores(losses: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
     counted = labels >= 0
     own = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None], 1)
     before = jnp.sum(logits > own, axis=1)  # classes more probable than the right one
-    parts = jnp.where(counted, losses, 0.0), (before < 1) & counted, (before < 5) & counted, counted
+    first = jnp.argmax(logits, axis=1) == labels
+    parts = jnp.where(counted, losses, 0.0), first & counted, (before < 5) & counted, counted
     return jnp.stack([jnp.sum(part.astype(jnp.float32)) for part in parts])

@@ -305,6 +305,8 @@ class MultiBranchModule(keras.layers.Layer):
     def build(self, shape: Any) -> None:
         hand_down_trainable(self)
         shape = _of_y(shape)
+        if None in tuple(shape[-3:]):
+            raise ValueError(f"height, width and channels must be known. Received: shape={tuple(shape)}")
         self.reduce.build(shape)
         self.conv.build((None, self.width))
         self.expand.build((None, self.width))

@@ -15,11 +15,9 @@ import tensorflow as tf
 
 from gated_resnext.data import Images, Shard
 from gated_resnext.distribution import check_together, is_chief
+from gated_resnext.evaluation import LEAST
 from gated_resnext.recipes import Recipe
 from gated_resnext.scores import Scores
-
-# In place of a probability of zero, whose logarithm `in_top_k` takes for a miss of every class.
-LEAST = float(np.finfo(np.float32).tiny)
 
 
 class TensorFlowEngine:
@@ -134,7 +132,10 @@ class Loop:
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
             # The optimizer adds the gradients of the replicas.
             loss = self.optimizer.scale_loss(tf.reduce_sum(losses) / self.batch_size)
-        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        gradients = tape.gradient(loss, variables)
+        if self.scope.num_replicas_in_sync > 1 and isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            gradients = finite_alike(gradients)
+        self.optimizer.apply(gradients, variables)
         return _scores(losses, labels, logits)
 
     def _test_step(self, batch: Any) -> tf.Tensor:
@@ -143,9 +144,20 @@ class Loop:
 
     def _test_replica(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         outputs = tf.cast(self.model(images, training=False), tf.float32)
+        # The logarithm of zero would be a miss of every class for `in_top_k`.
         logits = outputs if self.from_logits else tf.math.log(tf.maximum(outputs, LEAST))
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), logits)
         return _scores(losses, labels, logits)
+
+
+def finite_alike(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+    """The gradients of a replica, the first one not finite where any is not on any replica.
+
+    Keras' loss scale asks one replica, or each its own, whether to skip the step, as if they had been added up before.
+    """
+    spoilt = tf.add_n([tf.reduce_sum(0.0 * tf.cast(gradient, tf.float32)) for gradient in gradients])
+    spoilt = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, spoilt)
+    return [gradients[0] + tf.cast(spoilt, gradients[0].dtype), *gradients[1:]]
 
 
 def _scores(losses: tf.Tensor, labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

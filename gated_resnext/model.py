@@ -13,7 +13,7 @@ import numpy as np
 from gated_resnext.aggregation import BranchMean, GatedAggregation
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
-from gated_resnext.errors import UserError
+from gated_resnext.errors import UserError, first_line
 from gated_resnext.layers import MultiBranchModule, ReplicaMeanNormalization, Standardize
 from gated_resnext.norm import EPSILON, MOMENTUM
 
@@ -225,7 +225,7 @@ def load(path: str | os.PathLike[str]) -> GatedResNeXt:
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # zip, HDF5 and Keras each have their own for a damaged file
-        raise UserError(f"{path} does not hold a network: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"{path} does not hold a network: {first_line(error)}") from error
     if not isinstance(model, GatedResNeXt):
         raise UserError(f"{path} holds a {type(model).__name__}, not a GatedResNeXt")
     return model

@@ -115,7 +115,8 @@ class PhaseNetworks:
                 phase.learning_rate, phase.gate_learning_rate, l2=recipe.weight_decay, momentum=recipe.momentum
             )
             if self.options["precision"] == "mixed_float16":  # its gradients need a scale not to vanish
-                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+                # Its name is in its variables' paths, and so in the checkpoints: Keras would number it.
+                optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
             optimizer.build(model.trainable_variables)
         return self.engine.loop(model, recipe.batch_size, optimizer)
 

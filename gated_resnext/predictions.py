@@ -91,7 +91,7 @@ def _wanted(network: str | GatedResNeXt | Sequence[int], resize: int | None) -> 
 
 def _of_entry(name: str, resize: int | None) -> tuple[tuple[int, int, int], int]:
     info, shape = DATASETS[zoo.entry(name).dataset], zoo.architecture(name).input_shape
-    return shape, resize or recipes.RECIPES[info.recipe].shorter_side(shape, info.picture_side)
+    return shape, resize or recipes.RECIPES[info.recipe].shorter_side(shape, info.side)
 
 
 def _check_pixels(images: list[np.ndarray]) -> None:

@@ -39,7 +39,7 @@ class Preprocessing:
     @classmethod
     def of(cls, shape: tuple[int, int, int], recipe: Recipe, info: DatasetInfo | None = None) -> Preprocessing:
         """That of a data set's test images: the recipe's size, else the one that the pictures already have."""
-        return cls(shape, recipe.shorter_side(shape, info.picture_side if info else None))
+        return cls(shape, recipe.shorter_side(shape, info.side if info else None))
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -89,12 +89,15 @@ def central_crop(image: tf.Tensor, size: tuple[int, int], resize: int | None) ->
         image: (H, W, channels) uint8 of any size. Of one more than `LONGEST` times as long as wide, the ends are left
             out.
         size: height and width of the crop.
-        resize: the shorter side before it; None for just large enough.
+        resize: the shorter side before it, larger where the crop would not fit; None for the longer side of the crop.
     """
     image = _without_ends(image)
     shape = tf.cast(tf.shape(image)[:2], tf.float32)
+    shorter = tf.reduce_min(shape)
     target = tf.cast(resize, tf.float32) if resize else tf.cast(max(size), tf.float32)
-    scaled = tf.maximum(tf.cast(tf.round(shape * target / tf.reduce_min(shape)), tf.int32), tf.constant(size))
+    fitting = shorter * tf.reduce_max(tf.constant(size, tf.float32) / shape)
+    target = tf.where(fitting > 1.00001 * target, fitting, target)  # not by rounding
+    scaled = tf.maximum(tf.cast(tf.round(shape * target / shorter), tf.int32), tf.constant(size))
     channels = image.shape[2]
     image = tf.image.resize(image, scaled, antialias=True)
     begin = (scaled - tf.constant(size)) // 2

@@ -25,6 +25,17 @@ class Phase:
     learning_rate: float
     gate_learning_rate: float = 0.0
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _make_float(self, field.name)
+
+
+def _make_float(one: Any, field: str) -> None:
+    """A number of JSON may be whole, and Keras takes no whole rates; what is no number is refused later."""
+    value = getattr(one, field)
+    if type(value) is int and abs(value) <= MOST_RATE:
+        object.__setattr__(one, field, float(value))
+
 
 class Steps(NamedTuple):
     """A phase in steps: `epochs` rounds of `steps` each, a round being about one pass over the training images."""
@@ -65,6 +76,8 @@ class Recipe:
     def __post_init__(self) -> None:
         phases = tuple(phase if isinstance(phase, Phase) else Phase(**phase) for phase in self.phases)
         object.__setattr__(self, "phases", phases)
+        for field in ("weight_decay", "momentum"):
+            _make_float(self, field)
         if not phases:
             raise ValueError("a recipe needs at least one phase")
         for number, phase in enumerate(phases, start=1):
@@ -86,6 +99,9 @@ class Recipe:
             raise ValueError(f"recipe {self.name!r} has a batch size, decay, padding or momentum out of range")
         if self.crop not in ("pad", "resized"):
             raise ValueError(f"crop must be 'pad' or 'resized'. Received: crop={self.crop!r}")
+        if self.crop == "pad" and self.test_resize is not None:
+            given = f"test_resize={self.test_resize}"
+            raise ValueError(f"test images of crop='pad' keep their size: leave test_resize out. Received: {given}")
 
     @property
     def epochs(self) -> float:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 import pathlib
-import shutil
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -78,7 +78,7 @@ def _builder(info: DatasetInfo, data_dir: str | os.PathLike[str] | None) -> Any:
         ) from None
     except Exception as error:  # tfds raises whatever the network, the disk or a manual folder made it raise
         if not existed:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove_empty(folder)
         if isinstance(error, OSError) and error.errno is not None and info.name == "optical_digits":
             raise
         reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
@@ -87,6 +87,27 @@ def _builder(info: DatasetInfo, data_dir: str | os.PathLike[str] | None) -> Any:
             f"{info.how}, or give --data_dir=FOLDER, the folder that holds {info.name}/<version>"
         ) from error
     return builder
+
+
+def _remove_empty(folder: pathlib.Path) -> None:
+    """The folders in a folder, and itself, that hold no file; what was downloaded stays."""
+    for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+        with contextlib.suppress(OSError):
+            path.rmdir()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _labelled(builder: Any, split: str) -> bool:
+    """Whether a split says the classes of its images: that of a competition gives all of them the label -1."""
+    rows = builder.as_dataset(split=f"{split}[:1]", decoders={"image": _skipped()})
+    return all(int(row["label"]) >= 0 for row in rows.as_numpy_iterator())
+
+
+def _skipped() -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.decode.SkipDecoding()
 
 
 class TfdsSource:
@@ -130,7 +151,7 @@ class TfdsSource:
         if "train" not in splits:
             raise UserError(f"{info.name} has no split `train`. Received: {', '.join(splits)}")
         shape = features["image"].shape
-        test = next((name for name in ("test", "validation") if name in splits), None)
+        test = next((name for name in ("test", "validation") if name in splits and _labelled(builder, name)), None)
         names = {"train": "train", "test": test} if test else {"train": "train[:90%]", "test": "train[90%:]"}
         known = None not in shape
         size = splits["train"].num_examples * int(np.prod(shape)) if known else 0
@@ -251,7 +272,9 @@ class FolderSource:
             return {"train": self.path}
         if test is not None:
             return {"train": train, "test": test}
-        if any(path.suffix.lower() in SUFFIXES for path in train.glob("*/*")):
+        classes = {path.name for path in train.iterdir() if path.is_dir()}
+        same = any((other / name).is_dir() for other in found.values() if other != train for name in classes)
+        if same or any(path.suffix.lower() in SUFFIXES for path in train.glob("*/*")):
             raise UserError(
                 f"{train} holds classes, and there is no folder beside it of the test images: name it one of "
                 f"{', '.join(TEST)}, or take {train} alone, of which one image of ten is for testing"

@@ -12,6 +12,7 @@ Trains into --workdir; the same command again goes on where it stopped.
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shlex
 from typing import Any
@@ -169,7 +170,7 @@ def _fields(text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        fields = files.read_json(text) if text.endswith(".json") else json.loads(text)
+        fields = files.read_json(os.path.expanduser(text)) if text.endswith(".json") else json.loads(text)
     except errors.UserError:
         raise
     except (ValueError, RecursionError) as error:

@@ -65,8 +65,10 @@ def of_workdir(folder: str | os.PathLike[str]) -> Trained:
     run = finished(folder)
     path = pathlib.Path(folder).expanduser()
     model, result = gated_resnext.load(path / "model.keras"), files.read_json(path / "result.json")
-    labels = result.get("labels") if isinstance(result, dict) else None
-    return _of_model(model, run.entry, str(folder), labels, run.dataset, run.recipe)
+    result = result if isinstance(result, dict) else {}
+    found = _of_model(model, run.entry, str(folder), result.get("labels"), run.dataset, run.recipe)
+    resize = result.get("resize")
+    return found._replace(resize=resize) if type(resize) is int and resize > 0 else found
 
 
 def finished(folder: str | os.PathLike[str]) -> Run:
@@ -86,7 +88,7 @@ def _of_model(
     model: Any, name: str, source: str, labels: list[str] | None, dataset: str, recipe: recipes.Recipe
 ) -> Trained:
     shape, info = model.architecture.input_shape, DATASETS.get(dataset)
-    resize = recipe.shorter_side(shape, info.picture_side if info else None)
+    resize = recipe.shorter_side(shape, info.side if info else None)
     classes = model.architecture.classes
     return Trained(name, source, model.predict_on_batch, shape, classes, _names(labels), dataset, resize)
 
@@ -124,7 +126,7 @@ def of_saved_model(path: str | os.PathLike[str], white: float = 255.0) -> Traine
 def _labels_beside(folder: pathlib.Path) -> list[str] | None:
     for path in (folder / "assets" / "labels.txt", folder / "labels.txt"):
         if path.is_file():
-            return path.read_text(encoding="utf-8", errors="replace").splitlines()
+            return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     return None
 
 
@@ -168,8 +170,9 @@ def _images(network: Trained, name: str, data_dir: str | os.PathLike[str] | None
     from gated_resnext.data import Images
 
     source = sources.open_source(name, data_dir)
-    recipe = recipes.RECIPES[own_data.RECIPES[source.streamed]]
-    recipe = dataclasses.replace(recipe, batch_size=1, test_resize=network.resize)
+    recipe = dataclasses.replace(recipes.RECIPES[own_data.RECIPES[source.streamed]], batch_size=1)
+    if source.streamed:
+        recipe = dataclasses.replace(recipe, test_resize=network.resize)
     return Images(name, recipe, data_dir, _shape(network, source.info.input_shape))
 
 

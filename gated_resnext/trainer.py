@@ -449,7 +449,7 @@ class _Training:
                 f"{what}, after {rollbacks} rollbacks; {kept}. Lower the rates in a recipe of your own", step
             )
         phase = self.place.phase
-        self.place = self._start()
+        self.place, self.saved = self._start(), (-1, -1)
         self.networks.go_on_from(self.run.initial_wiring(), {})
         state = self._restore(error.step)
         # In the phase before, its own rate: at that the same steps would lead here again.
@@ -488,6 +488,7 @@ class _Training:
             "parameters_pruned": arch.parameters(wiring.active_blocks),
             "connectivity": None if model.connectivity is None else model.connectivity.to_dict(),
             "labels": self.images.labels,
+            "resize": self.images.resize,
             "version": self._version(),
         }
         if self.chief:

@@ -22,7 +22,7 @@ from gated_resnext import files
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.datasets.table import DATASETS
-from gated_resnext.errors import UserError
+from gated_resnext.errors import UserError, first_line
 from zoo.entries import ENTRIES, Entry, Paper
 
 if TYPE_CHECKING:
@@ -252,9 +252,7 @@ def _read_weights(model: GatedResNeXt, path: pathlib.Path, own: Architecture) ->
     except UserError:
         raise
     except Exception as error:  # zip, HDF5 and Keras each have their own for a damaged file
-        raise UserError(
-            f"{path} does not hold weights of {model.name}: {str(error).strip().splitlines()[0]}"
-        ) from error
+        raise UserError(f"{path} does not hold weights of {model.name}: {first_line(error)}") from error
     return model
 
 

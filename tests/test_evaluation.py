@@ -144,3 +144,15 @@ def test_softmax_of_large_logits():
     np.testing.assert_allclose(evaluation.softmax(np.array([[1000.0, 1000.0 - math.log(3)]])), [[0.75, 0.25]])
     assert evaluation.are_probabilities(np.array([[0.75, 0.25]]))
     assert not evaluation.are_probabilities(np.array([[0.75, 0.5]]))
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100, 1000])
+def test_probabilities_of_an_int8_file_are_some_however_many_round_to_zero(classes):
+    sure = np.full((1, classes), 0.15 / (classes - 1))
+    sure[:, 0] = 0.85
+    rows = np.concatenate([sure, np.full((1, classes), 1 / classes)])
+    rounded = np.round(rows * 256).clip(0, 255) / 256
+    assert evaluation.are_probabilities(rows) and evaluation.are_probabilities(rounded.astype(np.float32))
+    assert evaluation.are_probabilities(rows.astype(np.float16))
+    assert not evaluation.are_probabilities(rounded - 4 / 256)
+    assert not evaluation.are_probabilities(rows * 1.7)

@@ -1,10 +1,13 @@
 """Training in mixed precision follows float32; recomputing what the blocks read changes nothing."""
 
+import shutil
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.python.grappler import tf_optimizer
+from test_trainer import assert_same_end
 
 from gated_resnext import Architecture, Connectivity, GatedResNeXt, pruning
 from gated_resnext.data import Images
@@ -144,3 +147,57 @@ def test_an_unknown_precision_is_said(tmp_path):
     run = Run.of("digits_11_4_4_k2", read("digits", 0.005), seed=0)
     with pytest.raises(UserError, match="precision must be one of float32, mixed_bfloat16, mixed_float16. Rec.*'half'"):
         train(run, tmp_path, precision="half")
+
+
+def test_float16_goes_on_in_the_middle_of_a_phase_as_if_it_had_not_stopped(tmp_path, digits_dir):
+    run = Run.of("digits_11_4_4_k2", read("digits", 0.005), seed=0)
+    options = {"data_dir": digits_dir, "precision": "mixed_float16", "checkpoint_s": 0}
+    result = train(run, tmp_path / "whole", **options)
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    newest = max((tmp_path / "stopped" / "checkpoints").iterdir())
+    assert len(list(newest.parent.iterdir())) > 1
+    newest.unlink()
+    again = train(run, tmp_path / "stopped", **options)
+    assert_same_end(tmp_path / "stopped", tmp_path / "whole")
+    assert again["steps"] == result["steps"]
+
+
+TWO_REPLICAS = """
+import keras, numpy as np, tensorflow as tf
+from gated_resnext.loop import finite_alike
+from gated_resnext.optimizer import GateConnectSGD
+
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+def after(alike, *gradients):
+    with strategy.scope():
+        kernel = keras.Variable(np.ones(2, np.float32), name="kernel")
+        optimizer = keras.optimizers.LossScaleOptimizer(GateConnectSGD(1.0, l2=0.0, momentum=0.0), initial_scale=4.0)
+        optimizer.build([kernel])
+
+    @tf.function
+    def step(each):
+        def replica(gradient):
+            optimizer.apply(alike([gradient]), [kernel])
+        strategy.run(replica, args=(each,))
+
+    gradients = [tf.constant(gradient, tf.float32) for gradient in gradients]
+    context = strategy.experimental_distribute_values_from_function(
+        lambda context: gradients[context.replica_id_in_sync_group]
+    )
+    step(context)
+    return keras.ops.convert_to_numpy(kernel).tolist(), float(keras.ops.convert_to_numpy(optimizer.dynamic_scale))
+
+fine, endless = [0.4, 0.4], [0.4, float("inf")]
+assert after(finite_alike, fine, fine) == ([np.float32(1) - np.float32(0.2)] * 2, 4.0), after(finite_alike, fine, fine)
+for gradients in ((fine, endless), (endless, fine)):
+    assert after(finite_alike, *gradients) == ([1.0, 1.0], 2.0), after(finite_alike, *gradients)
+assert after(lambda gradients: gradients, fine, endless)[0][1] == float("-inf")  # else this were for nothing
+"""
+
+
+def test_no_replica_takes_a_step_that_overflows_on_another(run_python):
+    done = run_python("-c", TWO_REPLICAS)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -157,6 +157,7 @@ GOOD = {"name": "good", "phases": (Phase(2, 0.1, 0.2), Phase(1, 0.1)), "batch_si
         ({"momentum": -0.1}, "momentum"),
         ({"pad": -1}, "padding"),
         ({"crop": "middle"}, "crop must be 'pad' or 'resized'.*'middle'"),
+        ({"test_resize": 40}, "leave test_resize out. Received: test_resize=40"),
     ],
 )
 def test_values_out_of_range_are_refused(changes, message):
@@ -188,6 +189,13 @@ def test_a_recipe_survives_json(name):
 def test_other_fields_are_no_recipe(fields):
     with pytest.raises(ValueError):
         Recipe.from_dict(fields)
+
+
+def test_whole_numbers_are_rates_too():
+    recipe = Recipe("whole", (Phase(2, 1, 3), Phase(1, 1)), 8, weight_decay=0, momentum=0)
+    rates = [rate for phase in recipe.phases for rate in (phase.epochs, phase.learning_rate, phase.gate_learning_rate)]
+    assert {type(rate) for rate in (*rates, recipe.weight_decay, recipe.momentum)} == {float}
+    assert rates == [2, 1, 3, 1, 1, 0]
 
 
 def test_read_by_name_or_from_a_file(tmp_path):

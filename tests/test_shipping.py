@@ -7,9 +7,10 @@ from keras import layers
 
 from export import comparison, shipping, tflite
 from export.compact import compact
-from gated_resnext import Architecture, Connectivity, GatedResNeXt
+from gated_resnext import Architecture, Connectivity, GatedResNeXt, trained
 from gated_resnext.branches import GatedBranches
 from gated_resnext.errors import UserError
+from gated_resnext.preprocessing import Preprocessing
 
 SHAPE, CLASSES = (8, 8, 1), 3
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, *SHAPE), np.uint8)
@@ -42,6 +43,75 @@ def test_logits_are_refused(make, labels, tmp_path):
         ship(make(None), tmp_path / "net", labels)
     assert not list(tmp_path.iterdir())
     assert ship(make("softmax"), tmp_path / "net", labels).receipt["checks"][-1]["max_difference"] < 1e-5
+
+
+def normalized():
+    """As a user may begin it: with pixels normalised by what was measured of some images."""
+    keras.utils.set_random_seed(0)
+    norm = layers.Normalization()
+    norm.adapt(IMAGES.astype(np.float32) / 3 + 20)
+    images = keras.Input(SHAPE, dtype="uint8")
+    x = norm(layers.Rescaling(1.0)(images))
+    y = GatedBranches([layers.Conv2D(4, 1), layers.Conv2D(4, 1)], fan_in=1)(
+        GatedBranches([layers.Conv2D(4, 1), layers.Conv2D(4, 1)])(x)
+    )
+    x = layers.GlobalAveragePooling2D()(layers.Average()(y))
+    return keras.Model([images], layers.Dense(CLASSES, activation="softmax")(x), name="own")
+
+
+def test_what_a_layer_computed_from_its_weights_goes_along(tmp_path):
+    receipt = ship(normalized(), tmp_path / "net", samples=IMAGES, formats=["tflite", "tflite_int8"], max_top1_drop=10)
+    pruned, plain, int8 = receipt.receipt["checks"]
+    assert pruned["max_difference"] < 1e-6 and plain["max_difference"] < 1e-5 and int8["max_difference"] < 0.05
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_a_network_of_another_precision_is_exported_in_float32(precision, tmp_path):
+    model = GatedResNeXt(ARCH, Connectivity.initial(ARCH, "random", seed=0), seed=0, precision=precision)
+    keras.config.set_dtype_policy(precision)
+    try:
+        checks = ship(model, tmp_path / "net").receipt["checks"]
+        assert keras.config.dtype_policy().name == precision
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert [check["form"] for check in checks] == ["pruned", "tflite"]
+    assert max(check["max_difference"] for check in checks) < 1e-5
+
+
+def test_the_receipt_counts_branches_of_nested_models_and_weights_that_are_frozen(tmp_path):
+    trunk = own("softmax")
+    images = keras.Input(SHAPE, dtype="uint8")
+    outer = keras.Model(images, trunk(images), name="outer")
+    outer.trainable = False
+    expected = ship(own("softmax"), tmp_path / "plain").receipt
+    found = ship(outer, tmp_path / "nested").receipt
+    for name in ("blocks", "blocks_pruned", "parameters", "parameters_pruned"):
+        assert found[name] == expected[name], name
+    assert found["blocks"] == [2] and found["parameters"] == 4 * 2 + 4 * 10 + 3 * 5
+
+
+def test_pictures_of_two_channels_have_no_signature(tmp_path):
+    model = own("softmax", (8, 8, 2))
+    images = np.repeat(IMAGES, 2, -1)
+    probe = shipping.Probe(images, LABELS, "images of random pixels")
+    shipped = shipping.ship(
+        model, tmp_path / "net", probe, preprocessing=Preprocessing((8, 8, 2), 8), formats=["saved_model"]
+    )
+    assert shipped.receipt["preprocessing"] is None
+    assert [check["form"] for check in shipped.receipt["checks"]] == ["pruned", "saved_model"]
+
+
+def test_outputs_in_a_dictionary_are_refused(tmp_path):
+    model = own("softmax")
+    with pytest.raises(UserError, match="to \\(batch, classes\\)"):
+        ship(keras.Model(model.input, {"probabilities": model.output}), tmp_path / "net")
+
+
+def test_names_of_classes_are_any_bytes(tmp_path):
+    names = ["a", "caf\udce9", "größe"]
+    folder = ship(own("softmax"), tmp_path / "net", labels=names).folder
+    assert (folder / "labels.txt").read_bytes().split(b"\n") == [b"a", b"caf\xe9", "größe".encode(), b""]
+    assert trained.of_saved_model(folder / "model.tflite").labels == names
 
 
 def test_outputs_that_are_no_probabilities_of_one_class_each_are_refused(tmp_path):

@@ -178,6 +178,10 @@ WRONG_FOLDERS = {
         lambda folder: filled(folder, "train/a/1.png", "train/b/1.png", "held_out/a/2.png"),
         "train holds classes, and there is no folder beside it of the test images: name it one of test, testing, val, ",
     ),
+    "train beside another name, deeper": (
+        lambda folder: filled(folder, "train/a/1/1.png", "train/b/1/1.png", "held_out/a/1/2.png"),
+        "train holds classes, and there is no folder beside it of the test images: name it one of test, testing, val, ",
+    ),
     "an empty class in train": (
         lambda folder: filled(folder, "train/a/1.png", "train/b/x.txt", "test/a/1.png"),
         "no image for training in the class 'b'",
@@ -417,6 +421,11 @@ def test_a_split_for_testing_is_found_or_cut_off(tmp_path):
     store(tmp_path, "with_none", features, train=train)
     assert numbers(open_source("with_validation", tmp_path), "test") == [90, 91, 92, 93, 94]
     assert numbers(open_source("with_both", tmp_path), "test") == [90, 91, 92]
+    secret = [{**row, "label": -1} for row in other]
+    store(tmp_path, "with_a_secret_test", features, train=train, test=secret, validation=other[:2])
+    store(tmp_path, "with_a_secret_test_alone", features, train=train, test=secret)
+    assert numbers(open_source("with_a_secret_test", tmp_path), "test") == [90, 91]
+    assert open_source("with_a_secret_test_alone", tmp_path).sizes == {"train": 36, "test": 4}
     source = open_source("with_none", tmp_path)
     assert source.sizes == {"train": 36, "test": 4}
     assert sorted(numbers(source, "train") + numbers(source, "test")) == list(range(40))

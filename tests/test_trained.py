@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import PIL.Image
@@ -9,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from export import shipping
-from gated_resnext import files, trained, zoo
+from gated_resnext import Connectivity, GatedResNeXt, files, trained, zoo
 from gated_resnext.data import Images
 from gated_resnext.datasets.table import FOLDER
 from gated_resnext.errors import UserError
@@ -69,6 +70,16 @@ def test_every_form_of_a_network_reaches_what_its_card_says(places, digits_dir, 
     expected, _ = trained.evaluate(opened(places, "zoo"), images)
     np.testing.assert_array_equal(found.confusion, expected.confusion)
     assert found.loss == pytest.approx(expected.loss, rel=1e-4)
+
+
+def test_pictures_come_to_a_cropped_network_as_its_test_images_did(places, tmp_path):
+    small = zoo.architecture("cifar10_20_4_8_k1").replace(input_shape=(28, 28, 3))
+    model = GatedResNeXt(small, Connectivity.initial(small, "random", seed=0), seed=0)
+    assert trained._of_model(model, "x", "x", None, "cifar10", RECIPES["cifar"]).resize == 32
+    run = shutil.copytree(places["run"], tmp_path / "run")
+    assert trained.of_workdir(run).resize == 8
+    files.write_json(run / "result.json", {**files.read_json(run / "result.json"), "resize": 12})
+    assert trained.of_workdir(run).resize == 12
 
 
 def test_splits_and_counts(digits_dir):

@@ -29,6 +29,11 @@ class DatasetInfo(NamedTuple):
     picture_side: int | None = None
     train_images: int = 0
 
+    @property
+    def side(self) -> int | None:
+        """The shorter side of its own pictures, None where they have several sizes."""
+        return self.picture_side or (None if self.streamed else min(self.input_shape[:2]))
+
 
 DATASETS = {
     info.name: info
