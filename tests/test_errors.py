@@ -25,6 +25,12 @@ RAISES = {
     'open("nowhere/file")': "error: No such file or directory: nowhere/file",
     'raise OSError("the disk is gone")': "error: the disk is gone",
     'raise RuntimeError("run.v2; No space left on device")': "error: run.v2; No space left on device",
+    'raise type("ResourceExhaustedError", (Exception,), {})("w; No space left on device")': (
+        "error: w; No space left on device"
+    ),
+    'raise type("ResourceExhaustedError", (Exception,), {})("OOM when")': (
+        "error: out of memory: choose a smaller network or batch (OOM when)"
+    ),
     "raise KeyboardInterrupt": "error: interrupted; the same command starts again or goes on where it stopped",
 }
 

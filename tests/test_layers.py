@@ -28,6 +28,11 @@ def test_a_module_without_a_seed_has_a_random_one():
     assert isinstance(module.seed, int) and module.seed != other.seed
 
 
+def test_a_module_needs_the_size_of_its_input():
+    with pytest.raises(ValueError, match="height, width and channels must be known. Received: shape="):
+        layers.MultiBranchModule(C, 2, 6)(keras.Input((None, None, 3)))
+
+
 def test_a_module_that_is_not_trainable_from_the_start_keeps_its_statistics():
     module = layers.MultiBranchModule(C, 2, 6, trainable=False, seed=0)
     x = np.random.default_rng(6).normal(size=(2, 6, 6, 3)).astype(np.float32)
