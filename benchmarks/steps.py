@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-THREADS = 2
+THREADS = len(os.sched_getaffinity(0))  # as many as TensorFlow takes
 CARDINALITY = 8
 
 

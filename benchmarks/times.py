@@ -54,10 +54,12 @@ def save(measured: Iterable[Times], about: Mapping[str, int | float | str] | Non
     import pyperf
 
     common = {f"{name}_version": version for name in COMPUTES if (version := _version(name))} | dict(about or {})
-    found = [
-        pyperf.Benchmark([pyperf.Run(list(seconds), metadata={**common, **more, "name": name})])
-        for name, seconds, more in measured
-    ]
+    found = []
+    for name, seconds, more in measured:
+        run = pyperf.Run(list(seconds), metadata={**common, **more, "name": name})
+        if "mem_max_rss" not in more:
+            run._metadata.pop("mem_max_rss", None)  # pyperf's, of this process: it is of no side
+        found.append(pyperf.Benchmark([run]))
     with files.replacing(pathlib.Path(JSON.value).expanduser()) as temporary:
         pyperf.BenchmarkSuite(found).dump(str(temporary))
 

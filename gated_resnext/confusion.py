@@ -77,7 +77,7 @@ def _reliability(axes: Any, evaluation: Evaluation) -> None:
                 colour = "white" if one.accuracy > 0.15 else INK
                 centre = (number + 0.5) * width
                 axes.text(centre, 0.01, f"{one.images:,}", ha="center", rotation=90, fontsize=7, color=colour)
-    axes.plot((0, 1), (0, 1), color="#c8453b", linewidth=1)
+    axes.plot((0, 1), (0, 1), color=INK, linewidth=1, linestyle="--")
     axes.set(xlim=(0, 1), ylim=(0, 1), box_aspect=1, xlabel="confidence (in the bars: images)", ylabel="accuracy")
     axes.set_title(f"calibration error {100 * evaluation.calibration_error:.2f} %", fontsize=10)
 

@@ -58,6 +58,8 @@ def run(main: Callable[[list[str]], Any]) -> None:
             backend = os.environ.get("KERAS_BACKEND")
             if backend and importlib.util.find_spec(backend) is None:
                 return _fail(f"KERAS_BACKEND={backend} is not installed; tensorflow and jax are what trains")
+            if str(error) == "Could not determine home directory.":  # pathlib's, of ~name/
+                return _fail("a path begins with ~ and the name of somebody who has no home folder here")
             if not full:
                 raise
             return _fail(str(error))

@@ -30,6 +30,8 @@ class Progress:
         self._bar: Any = None
 
     def say(self, line: str) -> None:
+        """A line of its own; what goes on after it has a new bar."""
+        self._bar = None
         if not self.silent:
             print(line, flush=True)
 

@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from picture import SVG, Svg, count_of, pixels
 
 from gated_resnext.drawing import canvas
 from gated_resnext.drawing.charts import Curve, active_blocks_chart, curves_chart, fan_in_chart
+from gated_resnext.errors import UserError
 
 
 def assert_in_proportion(values, places):
@@ -59,7 +61,7 @@ def test_fan_in_shows_the_mean_and_every_seed(tmp_path):
     np.testing.assert_allclose(ranges, expected, atol=0.01)
     [line] = svg.points("reference-1")
     np.testing.assert_allclose(line[:, 1], slope * 0.55 + offset, atol=0.01)
-    assert {"learned, 3 seeds", "Fixed-Full, 2 seeds", "1", "2", "4"} <= set(svg.texts)
+    assert {"learned, 1 to 3 seeds", "Fixed-Full, 2 seeds", "1", "2", "4"} <= set(svg.texts)
 
 
 WHOLE = Curve(
@@ -118,3 +120,39 @@ def test_a_png_has_every_series_in_its_colour(tmp_path, chart, data, colours):
     assert count_of(image, "#ffffff") > image.size / 3 / 2
     for colour in colours:
         assert count_of(image, colour) > 100
+
+
+NAMES = [f"mini_imagenet_20_4_8_{kind}" for kind in ("full", "k4", "random_k4")]
+
+
+@pytest.mark.parametrize(
+    "names", [NAMES, [*NAMES, "runs/" + 70 * "x"], ["a", "b", "c", "d"]], ids=["zoo", "path", "short"]
+)
+def test_the_legend_lies_within_the_picture(names):
+    with canvas.figure(6, 4) as figure:
+        axes = figure.add_subplot()
+        for name in names:
+            axes.plot([0, 1], label=name)
+        canvas.legend_below(figure, axes.get_legend_handles_labels()[0], 3)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)
+        (legend,) = figure.legends
+        box, whole = legend.get_window_extent(renderer), figure.bbox
+        assert [text.get_text() for text in legend.get_texts()] == names
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0
+        assert box.y1 <= axes.get_window_extent(renderer).y0
+        assert axes.get_window_extent(renderer).height > 2 * figure.dpi
+
+
+def test_more_lines_than_colours_are_refused(tmp_path):
+    series = {f"network {number}": [4, 3] for number in range(9)}
+    with pytest.raises(UserError, match="tells 8 lines apart; draw fewer at once. Received: 9"):
+        active_blocks_chart(series, 4, tmp_path / "active.svg")
+    curves = {name: Curve([1], [1.0], [0.5]) for name in series}
+    with pytest.raises(UserError, match="tells 8 lines apart; draw fewer at once. Received: 9"):
+        curves_chart(curves, tmp_path / "curves.svg")
+
+
+def test_seeds_of_points_are_counted_from_the_fewest_to_the_most(tmp_path):
+    fan_in_chart({1: [0.5], 2: [0.6, 0.7]}, {}, tmp_path / "fan_in.svg")
+    assert "learned, 1 to 2 seeds" in (tmp_path / "fan_in.svg").read_text()

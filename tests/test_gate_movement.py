@@ -61,7 +61,10 @@ def test_the_still_has_a_map_and_a_line_a_module_and_marks_what_is_chosen(tmp_pa
     np.testing.assert_allclose(cursor[:, 0], lines[0][-1, 0], atol=0.01)
     lowest, highest = min(map(np.min, MOVEMENT.real_gates)), max(map(np.max, MOVEMENT.real_gates))
     assert "a < b: real gates after step 20 of 20" in svg.texts
-    assert f"from {lowest:.3g} to {highest:.3g}, 1/C being 0.25; a dot: among the 2 largest of its row" in svg.texts
+    assert (
+        f"colours from {lowest:.3g} to {highest:.3g}, 1/C being 0.25; a dot: among the 2 largest of its row"
+        in svg.texts
+    )
     assert {"module 2", "module 3", "log C", "step", "entropy, nats"} <= set(svg.texts)
 
 

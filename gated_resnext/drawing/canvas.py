@@ -72,6 +72,28 @@ def figure(width: float, height: float, *, layout: str | None = "constrained") -
         yield Figure(figsize=(width, height), dpi=dpi, layout=layout, facecolor="white")  # type: ignore[arg-type]
 
 
+def legend_below(figure: Figure, handles: list[Any], most_columns: int) -> None:
+    """A legend below the axes, in as many columns as there is room for; the figure grows where one has none.
+
+    Args:
+        figure: laid out by "constrained".
+        handles: lines with labels, as many entries.
+        most_columns: no more than these.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    width, height = figure.get_size_inches()
+    for columns in range(min(most_columns, len(handles)), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+        needed = legend.get_window_extent(renderer).width / figure.dpi + 0.2  # inches
+        if needed <= width or columns == 1:
+            break
+        legend.remove()
+    rows = -(-len(handles) // columns) - -(-len(handles) // most_columns)  # more than were thought of
+    figure.set_size_inches(max(width, needed), height + 0.22 * rows)
+
+
 @contextlib.contextmanager
 def picture(path: Path, width: float, height: float, *, layout: str | None = "constrained") -> Iterator[Figure]:
     """A figure that is written to `path`, .svg or .png, where the `with` ends well.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gated_resnext.drawing import canvas
+from gated_resnext.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,11 +29,12 @@ def active_blocks_chart(series: Mapping[str, Sequence[float]], cardinality: int,
         path: of the .svg or .png file; in an SVG, line n is the group "series-n", and C is "cardinality".
 
     Raises:
-        UserError: if the path ends otherwise.
+        UserError: if the path ends otherwise, or there are more networks than colours.
 
     Reference:
         Figures 4 and 5 of the paper.
     """
+    _check_count(series)
     modules = max(map(len, series.values()))
     with canvas.picture(path, float(np.clip(0.3 * modules + 3, 6, 11)), 4) as figure:
         axes = figure.add_subplot(xlabel="module, from the stem to the head", ylabel="active blocks")
@@ -61,7 +63,7 @@ def active_blocks_chart(series: Mapping[str, Sequence[float]], cardinality: int,
         axes.set_xticks(range(1, modules + 1, -(-modules // 12)))
         axes.set_yticks(range(0, cardinality + 1, -(-cardinality // 8)))
         axes.grid(axis="y", color=canvas.UNUSED, linewidth=0.6)
-        _legend_below(figure, axes, len(series))
+        canvas.legend_below(figure, axes.get_legend_handles_labels()[0], 3)
 
 
 def fan_in_chart(
@@ -91,7 +93,7 @@ def fan_in_chart(
         dots.set_gid("seeds")
         lowest, highest = ([of(seeds) for seeds in shares] for of in (np.min, np.max))
         axes.vlines(fan_ins, lowest, highest, linewidth=1.4, zorder=2, **_look(0)).set_gid("range")
-        label = _seeds("learned", max(shares, key=len))
+        label = _seeds("learned", *shares)
         (line,) = axes.plot(fan_ins, means, marker="s", markersize=6, linewidth=1.8, zorder=3, label=label, **_look(0))
         line.set_gid("mean")
         for number, (name, seeds) in enumerate(reference.items()):
@@ -103,7 +105,7 @@ def fan_in_chart(
         axes.set_xticks(fan_ins)
         axes.margins(y=0.12)
         axes.grid(axis="y", color=canvas.UNUSED, linewidth=0.6)
-        _legend_below(figure, axes, 1 + len(reference))
+        canvas.legend_below(figure, axes.get_legend_handles_labels()[0], 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +138,9 @@ def curves_chart(curves: Mapping[str, Curve], path: canvas.Path) -> None:
             "test-top1-n", and each end of a phase is a group "phase-end-n-1", "phase-end-n-2", ...
 
     Raises:
-        UserError: if the path ends otherwise.
+        UserError: if the path ends otherwise, or there are more trainings than colours.
     """
+    _check_count(curves)
     with canvas.picture(path, 7.5, 6.4) as figure:
         losses, shares = figure.subplots(2, sharex=True)
         losses.set_ylabel("loss")
@@ -196,17 +199,21 @@ def _legend_of_curves(figure: Any, curves: Mapping[str, Curve]) -> None:
         Line2D([], [], color=canvas.QUIET, linewidth=0.9, linestyle=(0, (4, 1.5)), label="training images"),
         Line2D([], [], color=canvas.QUIET, linewidth=1.8, label="test images"),
     ]
-    figure.legend(handles=lines, loc="outside lower center", ncols=2 if len(lines) == 4 else 3)
+    canvas.legend_below(figure, lines, 2 if len(lines) == 4 else 3)
 
 
 def _look(number: int) -> dict[str, Any]:
     return {"color": canvas.SERIES[number % len(canvas.SERIES)]}
 
 
-def _seeds(name: str, percents: Sequence[float] | np.ndarray) -> str:
-    return f"{name}, {len(percents)} seeds" if len(percents) > 1 else name
+def _seeds(name: str, *percents: np.ndarray) -> str:
+    """With how many seeds there are, of several points of the fewest and the most."""
+    least, most = (of(map(len, percents)) for of in (min, max))
+    return name if most == 1 else f"{name}, {most if least == most else f'{least} to {most}'} seeds"
 
 
-def _legend_below(figure: Any, axes: Axes, entries: int) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(entries, 3))
+def _check_count(what: Mapping[str, Any]) -> None:
+    if len(what) > len(canvas.SERIES):
+        raise UserError(
+            f"one picture tells {len(canvas.SERIES)} lines apart; draw fewer at once. Received: {len(what)}"
+        )

@@ -93,7 +93,7 @@ class Movement:
     @property
     def range_text(self) -> str:
         lowest, highest = self.range
-        return f"from {lowest:.3g} to {highest:.3g}, 1/C being {1 / self.cardinality:.3g}"
+        return f"colours from {lowest:.3g} to {highest:.3g}, 1/C being {1 / self.cardinality:.3g}"
 
     @property
     def mark_text(self) -> str:
@@ -168,7 +168,8 @@ def _grid(count: int) -> tuple[int, int]:
 def _size(movement: Movement) -> tuple[float, float]:
     rows, columns = _grid(len(movement.real_gates))
     side = 2.1 if columns <= 5 else 1.5
-    return max(6.5, columns * side + 1.6), rows * (side + 0.35) + 2.9
+    title = 0.08 * (len(movement.name) + 44)  # inches, with the numbers of the steps
+    return max(6.5, title, columns * side + 1.6), rows * (side + 0.35) + 2.9
 
 
 class _Drawing:

@@ -39,7 +39,7 @@ def page(movement: Movement) -> str:
                 "number": number,
                 "colour": colour,
                 "gates": [_bytes((gates[time] - lowest) / (highest - lowest)) for time in times],
-                "entropy": [round(float(value), 5) for value in entropy[times]],
+                "entropy": [round(float(value), 9) for value in entropy[times]],
             }
             for number, (gates, colour, entropy) in enumerate(
                 zip(movement.real_gates, movement.colours, movement.entropies, strict=True), start=2
@@ -49,7 +49,7 @@ def page(movement: Movement) -> str:
         "shades": [matplotlib.colors.to_hex(shade) for shade in shades],
     }
     shown = f"{len(times)} of {len(movement.steps)} recorded steps" if len(times) < len(movement.steps) else ""
-    about = [f"C = {movement.cardinality}, K = {movement.fan_in}", f"gates {movement.range_text}", shown]
+    about = [f"C = {movement.cardinality}, K = {movement.fan_in}", movement.range_text, shown]
     if movement.marked:
         about.append(movement.mark_text)
     return _PAGE.substitute(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 STEP, WIDEST = 0.36, 5.8
 ROW, LOW_ROW, MANY_ROWS = 0.64, 0.5, 12
 LABELS, COUNTS, TOP, BOTTOM = 1.05, 0.8, 0.8, 0.85
+LEGEND = 4.5  # with the range of the gates
 # A panel of more edges than this is shaded by their density instead, at so many pixels an inch: the 65,000 lines of
 # {101,4,64} with K = 32 took 16 s and 8 MB as a PNG and are one weave to the eye all the same.
 MOST_LINES, PIXELS = 4_000, 72
@@ -48,9 +49,11 @@ def wiring_picture(
     places = [_Places.of(wiring) for _, wiring in panels]
     most_rows = max(len(wiring.blocks) for _, wiring in panels)
     row = ROW if most_rows <= MANY_ROWS else LOW_ROW
-    # A title is about 0.085 inches a letter.
-    widths = [max(place.width, 0.085 * len(title)) + COUNTS for place, (title, _) in zip(places, panels, strict=True)]
+    # A title is about 0.1 inches a letter.
+    widths = [max(place.width, 0.1 * len(title)) + COUNTS for place, (title, _) in zip(places, panels, strict=True)]
     width, height = LABELS + sum(widths), TOP + (most_rows + 1) * row + BOTTOM
+    if real_gates is not None:
+        width = max(width, LABELS + LEGEND)
     with canvas.picture(path, width, height, layout=None) as figure:
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         axes.set_axis_off()
