@@ -72,6 +72,24 @@ def test_arrays_hold_the_images_in_parts(packed, digits_dir):
     assert (len(here), here.steps_per_epoch, here.labels) == (len(there), there.steps_per_epoch, there.labels)
 
 
+def test_the_command_packs_the_same(packed, tmp_path, digits_dir, run_python):
+    flags = "--dataset=optical_digits", f"--data_dir={digits_dir}", f"--output={tmp_path}"
+    done = run_python("-m", "gated_resnext.pack", *flags)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "optical_digits"
+    (size,) = {file.stat().st_size for file in folder.glob("train-*.npz")}
+    size += sum(file.stat().st_size for file in folder.glob("test-*.npz"))
+    assert done.stdout == f"Packed 1,797 images into 2 files, {size:,} bytes, in {folder}\n"
+    here, there = (
+        arrays.ArrayImages("optical_digits", RECIPES["digits"], place, (8, 8, 1)) for place in (tmp_path, packed)
+    )
+    for split in ("train", "test"):
+        for one, other in zip(here.arrays(split), there.arrays(split), strict=True):
+            np.testing.assert_array_equal(one, other)
+    again = run_python("-m", "gated_resnext.pack", *flags)
+    assert again.returncode == 1 and "exists; remove it or choose another --output" in again.stderr
+
+
 @pytest.mark.parametrize("split", ["train", "test", "all"])
 @pytest.mark.parametrize("count", [None, 1, 1440])
 def test_packed_images_come_in_the_order_of_the_others(packed, digits_dir, split, count):
@@ -124,6 +142,7 @@ def test_a_table_is_reproduced(packed, tmp_path):
     done = in_jax(code, *flags, "--precision=mixed_bfloat16", f"--data_dir={packed}", f"--output={tmp_path}")
     assert "1 runs ended, 0 of them diverged" in done.stdout
     text = (tmp_path / "table3_optical_digits.md").read_text()
+    assert "- command: `KERAS_BACKEND=jax python -m gated_resnext.reproduce --table=3 " in text
     assert "--precision=mixed_bfloat16" in text and "jax 0." in text and ", mixed_bfloat16\n" in text
     done = in_jax(code, *flags, "--strategy=mirrored", f"--data_dir={packed}", f"--output={tmp_path / '2'}", fails=True)
     assert "error: under JAX one device trains: leave --strategy and --sync_batch_norm out" in done.stderr

@@ -72,6 +72,17 @@ def test_scores_of_a_test_against_numpy(activation):
     assert 0 < sum(row.top1 for row in found) < sum(row.top5 for row in found) < 37
 
 
+def test_a_probability_of_zero_is_no_miss_of_every_class():
+    images, _ = batches_of(1)
+    sure = Linear(activation="softmax")
+    sure.get_layer("classifier").kernel.assign(1000 * sure.matrix)
+    assert (np.asarray(sure(images[0])) == 0).any(axis=1).all()
+    logits = 1000 * images.reshape(BATCH, 6) @ sure.matrix
+    likeliest = logits.argmax(1).astype(np.int32)
+    (found,) = Loop(sure, tf.distribute.get_strategy(), BATCH).test(iter([(images[0], likeliest)]))
+    assert (found.top1, found.top5, found.images) == (BATCH, BATCH, BATCH) and np.isfinite(found.loss)
+
+
 def test_a_batch_of_padding_alone_counts_for_nothing():
     images, labels = batches_of(1)
     (found,) = Loop(Linear(), tf.distribute.get_strategy(), BATCH).test(iter([(images[0], labels[0] * 0 - 1)]))

@@ -1,18 +1,16 @@
 """Training in mixed precision follows float32; recomputing what the blocks read changes nothing."""
 
-import shutil
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.python.grappler import tf_optimizer
-from test_trainer import assert_same_end
+from test_trainer import Photographed, assert_same_end, images_of, newest, small_run
 
 from gated_resnext import Architecture, Connectivity, GatedResNeXt, pruning
 from gated_resnext.data import Images
 from gated_resnext.errors import UserError
-from gated_resnext.loop import Loop
+from gated_resnext.loop import Loop, TensorFlowEngine
 from gated_resnext.optimizer import GateConnectSGD, restart
 from gated_resnext.recipes import RECIPES, read
 from gated_resnext.trainer import train
@@ -150,16 +148,16 @@ def test_an_unknown_precision_is_said(tmp_path):
 
 
 def test_float16_goes_on_in_the_middle_of_a_phase_as_if_it_had_not_stopped(tmp_path, digits_dir):
-    run = Run.of("digits_11_4_4_k2", read("digits", 0.005), seed=0)
-    options = {"data_dir": digits_dir, "precision": "mixed_float16", "checkpoint_s": 0}
-    result = train(run, tmp_path / "whole", **options)
-    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
-    newest = max((tmp_path / "stopped" / "checkpoints").iterdir())
-    assert len(list(newest.parent.iterdir())) > 1
-    newest.unlink()
-    again = train(run, tmp_path / "stopped", **options)
-    assert_same_end(tmp_path / "stopped", tmp_path / "whole")
-    assert again["steps"] == result["steps"]
+    run, whole = small_run((0.5, 0.1, 0.2), (0.5, 0.1)), tmp_path / "whole"  # two phases of 6 steps
+    options = {"synchronized": False, "precision": "mixed_float16", "remat": False}
+    training = Photographed(run, whole, images_of(run, digits_dir), TensorFlowEngine(), options)
+    training.within = (3, 8)
+    training.run_phases()
+    for step in training.within:
+        part = tmp_path / f"within_step_{step}"
+        assert newest(part)["place"]["steps"] > 0
+        train(run, part, data_dir=digits_dir, precision="mixed_float16")
+        assert_same_end(part, whole)
 
 
 TWO_REPLICAS = """

@@ -569,6 +569,27 @@ def test_rolling_back_halves_the_rate_until_the_phase_ends(uninterrupted, digits
     assert_same_end(killed, whole)
 
 
+def test_rolling_back_over_the_end_of_a_phase_halves_the_rate_of_that(
+    uninterrupted, digits_dir, tmp_path, capsys, monkeypatch
+):
+    run, train, first = small_run(*PHASES, (0.5, 0.004)), loop.Loop.train, [True]
+
+    def diverge(self, batches, count):
+        scores = train(self, batches, count)
+        if first and float(self.optimizer.learning_rate) == np.float32(0.004):
+            first.clear()
+            scores[-1] = np.nan
+        return scores
+
+    monkeypatch.setattr(loop.Loop, "train", diverge)
+    folder = begun(uninterrupted, tmp_path / "small", run)
+    result = trainer.train(run, folder, data_dir=digits_dir, on_nan="rollback")
+    assert "at step 43, in phase 4 at learning rate 0.004; on from step 33 at half the rate" in capsys.readouterr().out
+    assert result["rollbacks"] == 1 and result["steps"] == 48
+    rates = [(row["phase"], row["round"], row["learning_rate"]) for row in rows(folder)[-3:]]
+    assert rates == [(3, 1, 0.01), (3, 2, 0.005), (4, 1, 0.004)]
+
+
 @pytest.mark.parametrize("entry", ["digits_11_4_4_k1", "digits_11_4_4_full"])
 def test_rolling_back_where_there_is_no_checkpoint_begins_again(entry, digits_dir, tmp_path, capsys, diverging):
     run = Run.of(entry, small_run((0.5, 0.01)).recipe, seed=0)
@@ -600,6 +621,27 @@ def test_to_go_on_in_another_arithmetic_is_refused(uninterrupted, digits_dir, tm
     with pytest.raises(UserError, match="the run began with --precision=float32; go on with that, or begin in another"):
         trainer.train(Run.read(folder), folder, data_dir=digits_dir, precision=precision)
     assert contents(folder) == before
+
+
+def test_to_go_on_under_another_backend_is_refused(uninterrupted, digits_dir, tmp_path):
+    folder = shutil.copytree(uninterrupted.with_name("after_step_33"), tmp_path / "copy")
+    for path in (folder / "checkpoints").glob("*.npz"):
+        state = files.read_arrays(path)
+        place = json.loads(str(state["place"]))
+        assert place["arithmetic"]["backend"] == "tensorflow"
+        place["arithmetic"]["backend"] = "jax"
+        files.write_arrays(path, {**state, "place": np.array(json.dumps(place))})
+    before = contents(folder)
+    with pytest.raises(UserError, match="the run began with KERAS_BACKEND=jax; go on with that, or begin in another"):
+        trainer.train(Run.read(folder), folder, data_dir=digits_dir)
+    assert contents(folder) == before
+
+
+def test_a_backend_that_does_not_train_is_one_line(digits_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    with pytest.raises(UserError, match="KERAS_BACKEND must be tensorflow or jax to train. Received: torch"):
+        trainer.train(small_run((1, 0.1)), tmp_path / "small", data_dir=digits_dir)
+    assert not (tmp_path / "small").exists()
 
 
 def test_batch_norm_keeps_the_images_it_takes(uninterrupted, digits_dir, tmp_path):
