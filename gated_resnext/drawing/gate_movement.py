@@ -93,7 +93,7 @@ class Movement:
     @property
     def range_text(self) -> str:
         lowest, highest = self.range
-        return f"colours from {lowest:.3g} to {highest:.3g}, 1/C being {1 / self.cardinality:.3g}"
+        return f"from {lowest:.3g} to {highest:.3g}, 1/C being {1 / self.cardinality:.3g}"
 
     @property
     def mark_text(self) -> str:
@@ -238,7 +238,8 @@ class _Drawing:
         """Changes the figure to the t-th of the steps."""
         movement = self.movement
         step = int(movement.steps[time])
-        about = f"{movement.range_text}; {movement.mark_text}" if movement.marked else movement.range_text
+        colours = f"colours {movement.range_text}"
+        about = f"{colours}; {movement.mark_text}" if movement.marked else colours
         self.title.set_text(f"{movement.name}: real gates after step {step:,} of {int(movement.steps[-1]):,}\n{about}")
         self.cursor.set_xdata([step, step])
         for image, gates in zip(self.images, movement.real_gates, strict=True):

@@ -49,7 +49,7 @@ def page(movement: Movement) -> str:
         "shades": [matplotlib.colors.to_hex(shade) for shade in shades],
     }
     shown = f"{len(times)} of {len(movement.steps)} recorded steps" if len(times) < len(movement.steps) else ""
-    about = [f"C = {movement.cardinality}, K = {movement.fan_in}", movement.range_text, shown]
+    about = [f"C = {movement.cardinality}, K = {movement.fan_in}", f"colours {movement.range_text}", shown]
     if movement.marked:
         about.append(movement.mark_text)
     return _PAGE.substitute(
