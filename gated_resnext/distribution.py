@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from gated_resnext.errors import UserError
+from gated_resnext.errors import UserError, first_line
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
@@ -98,5 +98,5 @@ def _tpu() -> tf.distribute.Strategy:
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver.connect()
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
-        raise UserError(f"no TPU was found ({str(error).splitlines()[0]}); choose another --strategy") from error
+        raise UserError(f"no TPU was found ({first_line(error)}); choose another --strategy") from error
     return tf.distribute.TPUStrategy(resolver)

@@ -54,7 +54,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
         except Exception as error:  # TensorFlow writes files too, and has errors of its own for them
             full = os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
             if type(error).__name__ == "ResourceExhaustedError" and not full:
-                return _fail(f"out of memory: choose a smaller network or batch ({str(error).splitlines()[0]})")
+                return _fail(f"out of memory: choose a smaller network or batch ({first_line(error)})")
             backend = os.environ.get("KERAS_BACKEND")
             if backend and importlib.util.find_spec(backend) is None:
                 return _fail(f"KERAS_BACKEND={backend} is not installed; tensorflow and jax are what trains")

@@ -100,14 +100,10 @@ def _remove_empty(folder: pathlib.Path) -> None:
 
 def _labelled(builder: Any, split: str) -> bool:
     """Whether a split says the classes of its images: that of a competition gives all of them the label -1."""
-    rows = builder.as_dataset(split=f"{split}[:1]", decoders={"image": _skipped()})
-    return all(int(row["label"]) >= 0 for row in rows.as_numpy_iterator())
-
-
-def _skipped() -> Any:
     import tensorflow_datasets as tfds
 
-    return tfds.decode.SkipDecoding()
+    rows = builder.as_dataset(split=f"{split}[:1]", decoders={"image": tfds.decode.SkipDecoding()})
+    return all(int(row["label"]) >= 0 for row in rows.as_numpy_iterator())
 
 
 class TfdsSource:

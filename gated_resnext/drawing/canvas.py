@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pathlib
 from collections.abc import Iterator
@@ -90,8 +91,8 @@ def legend_below(figure: Figure, handles: list[Any], most_columns: int) -> None:
         if needed <= width or columns == 1:
             break
         legend.remove()
-    rows = -(-len(handles) // columns) - -(-len(handles) // most_columns)  # more than were thought of
-    figure.set_size_inches(max(width, needed), height + 0.22 * rows)
+    more_rows = math.ceil(len(handles) / columns) - math.ceil(len(handles) / most_columns)
+    figure.set_size_inches(max(width, needed), height + 0.22 * more_rows)
 
 
 @contextlib.contextmanager
