@@ -1,12 +1,13 @@
 """Trains, evaluates, prunes and exports networks of the zoo on a handful of real photographs, to see every part run.
 
-    python benchmarks/end_to_end.py --archives=FOLDER --entries=imagenet_50_4_32_k16,mini_imagenet_29_8_8_k4
+    python -m benchmarks.end_to_end --archives=FOLDER --entries=imagenet_50_4_32_k16,mini_imagenet_29_8_8_k4
 
 FOLDER holds mini_imagenet_train.tar.gz and mini_imagenet_val.tar.gz. A photograph of each of their 100 classes goes
 into two data sets, one in the format of imagenet2012 (JPEG files, a thousand classes, splits train and validation) and
 one in that of mini_imagenet. Each network takes --steps steps in each of the four phases at full input size, on --batch
 images, and is evaluated on 100 test images (16 for ImageNet) after each: enough to see that it runs, far too little to
-learn. Prints seconds, peak memory and the receipt of the export as Markdown.
+learn. Prints seconds, peak memory and the receipt of the export as Markdown. Given again it keeps the data sets and
+trains anew.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,6 +25,7 @@ from collections.abc import Iterator
 
 from absl import app, flags
 
+from benchmarks import report
 from gated_resnext import files
 
 ARCHIVES = flags.DEFINE_string("archives", None, "Folder of the two archives of Mini-ImageNet.", required=True)
@@ -127,12 +130,14 @@ def main(argv: list[str]) -> None:
     data = work / "data"
     if not data.exists():
         make_data_sets(data)
+    print(f"{report.described(report.machine())}.\n")
     print("| network | train, s | export, s | peak memory, GiB | parameters | form: max difference |")
     print("|---" * 6 + "|")
     for entry in ENTRIES.value:
         file = work / f"{entry}.json"
         file.write_text(json.dumps(recipe("imagenet" if entry.startswith("imagenet") else "mini_imagenet")))
         folder, flags_of_data = work / "runs" / entry, f"--data_dir={data}"
+        shutil.rmtree(folder, ignore_errors=True)  # of a run before, which would only be gone on with
         train_s, train_gib = run(
             "gated_resnext.train", f"--entry={entry}", f"--recipe={file}", f"--workdir={folder}", flags_of_data
         )

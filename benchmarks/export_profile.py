@@ -17,6 +17,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks import export_latency as latency_of
+from benchmarks import report
 from gated_resnext import errors
 
 ENTRY = flags.DEFINE_string("entry", "cifar10_20_4_8_k1", "Network of the zoo.")
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> None:
             calls[name] = _traced(path, pixels)
         rounds = [{name: call() for name, call in calls.items()} for _ in range(latency_of.ROUNDS.value + 2)][2:]
     kinds = sorted({kind for taken in rounds for ops in taken.values() for kind in ops})
-    print(f"{ENTRY.value} ({wiring} wiring), batch {BATCH.value}, one thread\n")
+    print(f"{report.described(report.machine())}. {ENTRY.value} ({wiring} wiring), batch {BATCH.value}, one thread.\n")
     print("| operation | compact: ms | number | resnext: ms | number |\n|---|---|---|---|---|")
     rows = [(kind, *(_median(rounds, name, kind) for name in calls)) for kind in kinds]
     for kind, (a, m), (b, n) in sorted(rows, key=lambda row: -row[1][0])[:10]:

@@ -36,7 +36,12 @@ def main(argv: list[str]) -> None:
             command = [sys.executable, "-c", TIMED.format(program)]
             found = subprocess.run(command, check=True, capture_output=True, text=True)
             times[name].append(float(found.stdout.splitlines()[-1]))
-    lines = ["| import | seconds |", "|---|---|"]
+    lines = [
+        f"{report.described(report.machine())}. Medians of {ROUNDS.value} turns.",
+        "",
+        "| import | seconds |",
+        "|---|---|",
+    ]
     lines += [f"| {name} | {statistics.median(found):.3f} |" for name, found in times.items()]
     report.publish(MARKDOWN.value, "imports", "\n".join(lines))
 

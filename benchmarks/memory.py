@@ -53,7 +53,8 @@ def main(argv: list[str]) -> None:
     del argv
     lines = [f"{report.described(report.machine())}.", ""]
     lines += _measured({"depth": 20, "width": 4, "fan_in": 4}, "{20,4,8}", list(map(int, BATCHES.value)))
-    lines += ["", *_measured({"entry": ENTRY.value}, f"`{ENTRY.value}`", list(map(int, LARGE.value)))]
+    if LARGE.value:
+        lines += ["", *_measured({"entry": ENTRY.value}, f"`{ENTRY.value}`", list(map(int, LARGE.value)))]
     head = [f"`{ENTRY.value}`, GiB by the account", *WAYS]
     lines += ["", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     arch = architecture({"entry": ENTRY.value})

@@ -16,6 +16,7 @@ import numpy as np
 
 from export.bundles import BUNDLE_CHANNELS, bundles, groups
 from gated_resnext.architecture import ModulePlan
+from gated_resnext.layers import LAST
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.norm import EPSILON
 from gated_resnext.pruning import prune
@@ -104,7 +105,7 @@ class _Builder:
         outputs = [x]
         for module, plan in enumerate(self.arch.plan()):
             outputs = self._module(module, plan, outputs)
-        x = layers.GlobalAveragePooling2D(name="pool")(layers.ReLU(name="relu")(outputs[0]))
+        x = layers.GlobalAveragePooling2D(data_format=LAST, name="pool")(layers.ReLU(name="relu")(outputs[0]))
         head = Folded(self.weights["classifier/kernel"], self.weights["classifier/bias"])
         if self.arch.aggregation == "sum":  # the last module gives the mean; ReLU and pooling commute with the factor
             head = Folded(head.kernel * self.wiring.blocks[-1], head.bias)
@@ -124,9 +125,9 @@ class _Builder:
         size = folded.kernel.shape[0]
         padding = "same"
         if stride != 1 and size > 1:
-            x, padding = self.layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(x), "valid"
+            x, padding = self.layers.ZeroPadding2D(size // 2, LAST, name=f"{name}_pad")(x), "valid"
         layer = self.layers.Conv2D(
-            folded.kernel.shape[-1], size, stride, padding, activation="relu" if relu else None, name=name
+            folded.kernel.shape[-1], size, stride, padding, LAST, activation="relu" if relu else None, name=name
         )
         return self._filled(layer, x, folded)
 
@@ -136,8 +137,8 @@ class _Builder:
         stem = Folded(stem.kernel / self.toolkit.white, stem.bias)  # the network's own pixels go to 1
         x = self._conv(x, stem, "stem", stride=2 if large else 1, relu=True)
         if self.arch.stem != "conv3":
-            x = self.layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
-            x = self.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
+            x = self.layers.ZeroPadding2D(1, LAST, name="stem_pool_pad")(x)
+            x = self.layers.MaxPooling2D(3, 2, data_format=LAST, name="stem_pool")(x)
         return x
 
     def _module(self, module: int, plan: ModulePlan, before: list[Any]) -> list[Any]:
@@ -151,7 +152,7 @@ class _Builder:
         # One layer, called on the input of every group: its weights are stored once.
         project = None
         if plan.projects:
-            project = self.layers.Conv2D(plan.filters, 1, plan.stride, name=f"{plan.name}_project")
+            project = self.layers.Conv2D(plan.filters, 1, plan.stride, data_format=LAST, name=f"{plan.name}_project")
             self.filled.append((project, self._block(plan, "project", 0)))
         sizes = [len(members) for _, members in grouped]
         if self.arch.aggregation == "shared" or module == self.arch.modules - 1:

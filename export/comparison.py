@@ -13,7 +13,7 @@ import numpy as np
 
 from export import latency, saved_model
 from gated_resnext.errors import UserError
-from gated_resnext.evaluation import are_probabilities, softmax
+from gated_resnext.evaluation import are_probabilities, check_classes, softmax, top1
 from gated_resnext.interchange import Opened
 
 BATCHES = (1, 64)
@@ -70,9 +70,13 @@ def compare(
     Raises:
         UserError: if they do not take such images, or have different numbers of classes, or another than `classes`.
     """
+    if labels is not None:
+        check_classes(labels, len(images))
     outputs = [model.answers(images) for model in (a, b)]
     if outputs[0].shape != outputs[1].shape:
         raise UserError(f"{a.path} tells {outputs[0].shape[1]} classes apart, {b.path} {outputs[1].shape[1]}")
+    if outputs[0].shape[1] < 2:
+        raise UserError(f"{a.path} gives one number an image: classes are compared, of which there are two or more")
     if classes not in (None, outputs[0].shape[1]):
         raise UserError(f"{a.path} tells {outputs[0].shape[1]} classes apart, the images are of {classes}")
     logits = [not are_probabilities(output) for output in outputs]
@@ -82,7 +86,7 @@ def compare(
     return {
         "agreement": float((answers[0] == answers[1]).mean()),
         "max_difference": float(np.abs(probabilities[0] - probabilities[1]).max()),
-        "top1": [None if labels is None else float((found == labels).mean()) for found in answers],
+        "top1": [None if labels is None else top1(output, labels) for output in outputs],
         "bytes": [size(a.path), size(b.path)],
         "logits": logits,
         "latency": times,

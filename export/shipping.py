@@ -20,7 +20,7 @@ from export.formats import DEFAULT, FORMATS
 from gated_resnext import files
 from gated_resnext.branches import GatedBranches
 from gated_resnext.errors import UserError
-from gated_resnext.evaluation import are_probabilities
+from gated_resnext.evaluation import are_probabilities, check_classes, top1
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.preprocessing import Preprocessing
 from gated_resnext.pruning import prune, rebuild
@@ -111,6 +111,8 @@ def ship(
     if served:
         serving.check_name(output)
     _check_served(output, served)
+    if labels and len(labels) != model.output_shape[-1]:
+        raise UserError(f"the network tells {model.output_shape[-1]} classes apart. Received: {len(labels)} labels")
     _check_probe(probe, chosen, [*(name for name in chosen if not FORMATS[name].exact), *(compressed or {})])
     samples = probe.images[:0] if probe.samples is None else probe.samples
     if isinstance(model, GatedResNeXt) and model.precision != "float32":
@@ -177,6 +179,8 @@ def _check_probe(probe: Probe, formats: Sequence[str], lossy: Sequence[str]) -> 
     """Finds that it has what the formats are checked by, and what they are made with."""
     if lossy and probe.labels is None:
         raise UserError(f"{lossy[0]} is checked by its top-1: give Probe.labels, the classes of the images")
+    if probe.labels is not None:
+        check_classes(probe.labels, len(probe.images))
     measured = [name for name in formats if FORMATS[name].measures]
     if measured and (probe.samples is None or len(probe.samples) == 0):
         raise UserError(f"{measured[0]} measures its ranges on training images: give Probe.samples")
@@ -271,19 +275,19 @@ def _check(
     """The difference from the reference and the accuracy of one form of the network, neither beyond its bound."""
     probabilities = run_in_batches(run, images)
     difference = float(np.abs(probabilities - reference).max())
-    top1, before = _top1(probabilities, labels), _top1(reference, labels)
-    if max_top1_drop is not None and top1 is not None and before is not None:
-        if not 100 * (before - top1) <= max_top1_drop:
+    reached, before = _top1(probabilities, labels), _top1(reference, labels)
+    if max_top1_drop is not None and reached is not None and before is not None:
+        if not 100 * (before - reached) <= max_top1_drop:
             raise UserError(
-                f"{name} reaches {100 * top1:.2f} % top-1 where the trained network reaches {100 * before:.2f} %, and "
-                f"may lose {max_top1_drop:g} points (--max_top1_drop); nothing was written"
+                f"{name} reaches {100 * reached:.2f} % top-1 where the trained network reaches {100 * before:.2f} %, "
+                f"and may lose {max_top1_drop:g} points (--max_top1_drop); nothing was written"
             )
     elif not difference <= TOLERANCE:
         raise UserError(
             f"the {name} form does not compute what the trained network does: probabilities differ by "
             f"{difference:.2g}, more than {TOLERANCE:g}; nothing was written"
         )
-    return {"form": name, "max_difference": difference, "top1": top1}
+    return {"form": name, "max_difference": difference, "top1": reached}
 
 
 def _check_pictures(folder: pathlib.Path, probe: Probe, reference: np.ndarray) -> dict[str, Any]:
@@ -294,4 +298,4 @@ def _check_pictures(folder: pathlib.Path, probe: Probe, reference: np.ndarray) -
 
 
 def _top1(probabilities: np.ndarray, labels: np.ndarray | None) -> float | None:
-    return None if labels is None else float((probabilities.argmax(-1) == labels).mean())
+    return None if labels is None else top1(probabilities, labels)

@@ -5,7 +5,7 @@
 
 What is where: `Architecture` and `Connectivity` are values, `GatedResNeXt` is the network they describe, `freeze` and
 `prune` cut it, `zoo` lists the paper's networks, `load` reads one that was trained, `transfer` gives it another head,
-`Recipe` and `train` learn them. `preprocess_input` and `decode_predictions` stand before and behind a network,
+`Recipe` and `trainer.train` learn them. `preprocess_input` and `decode_predictions` stand before and behind a network,
 `Evaluation` says how well it does. `GatedBranches` gates layers of one's own, `GatedDenseBlock` the skip connections of
 a dense block; `wiring` reads what a network has learned.
 Importing this package imports neither Keras nor TensorFlow: each name is fetched when it is first used.

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
+
+from gated_resnext.errors import whole_number
 
 AGGREGATIONS = ("mean", "sum", "weighted", "shared")
 GATES = ("binary", "real")
@@ -54,6 +57,14 @@ class ModulePlan(NamedTuple):
     def projection_multiply_adds(self) -> int:
         """Multiply-adds an image of projecting one input with the shortcut's convolution."""
         return self.out_size[0] * self.out_size[1] * self.in_channels * self.filters if self.projects else 0
+
+
+def _plain(value: Any) -> Any:
+    """A whole number of any library as Python's own; anything else as it is."""
+    try:
+        return value if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +115,8 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for field in ("depth", "width", "cardinality", "fan_in", "classes", "stem_filters", "filters"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} must be a whole number of at least 1. Received: {field}={value!r}")
+            value = whole_number(field, getattr(self, field))
+            object.__setattr__(self, field, value)
             if value > MOST:
                 raise ValueError(f"{field} must be at most {MOST:,}. Received: {field}={value:.3g}")
         if self.depth < 5 or (self.depth - 2) % 3:
@@ -131,7 +141,7 @@ class Architecture:
                 "aggregation='weighted' goes with gates='binary': real-valued gates are weights of the sum already. "
                 "Received: gates='real'"
             )
-        shape = tuple(self.input_shape)
+        shape = tuple(map(_plain, self.input_shape))
         if len(shape) != 3 or not all(type(n) is int and 0 < n <= MOST for n in shape):
             raise ValueError(f"input_shape must be (height, width, channels). Received: {self.input_shape!r}")
         object.__setattr__(self, "input_shape", shape)
@@ -142,7 +152,7 @@ class Architecture:
                     f"use a depth of 2 + 9n or pass stages=(...), the modules in each stage."
                 )
             object.__setattr__(self, "stages", (self.modules // 3,) * 3)
-        stages = tuple(self.stages or ())
+        stages = tuple(map(_plain, self.stages)) if isinstance(self.stages, Iterable) else ()
         whole = all(type(count) is int for count in stages)
         if not stages or not whole or min(stages) < 1 or sum(stages) != self.modules:
             raise ValueError(f"stages must sum to the {self.modules} modules of depth {self.depth}. Received: {stages}")

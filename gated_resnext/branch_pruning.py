@@ -52,6 +52,8 @@ def wiring(model: keras.Model) -> Connectivity:
                 f"in a chain {node.operation.name} reads all that {before.operation.name} gave, in order. "
                 f"Received: inputs={[tensor.name for tensor in node.input_tensors]}"
             )
+    if not calls:
+        raise ValueError(f"the chain of {model.name} is in a model that is one of its layers: give that one")
     first, *others = [node.operation for node in calls]
     if first.gated:
         raise ValueError(f"the first GatedBranches of a chain reads one tensor. Received: a list, in {first.name}")

@@ -83,7 +83,9 @@ class GatedBranches(keras.layers.Layer):
             )
         self.branches = branches
         # With `remat` it leaves the sum to this layer, whose activation is not always a ReLU.
-        self.gate = GatedAggregation(fan_in, aggregation, remat=True, blocks=len(branches), seed=seed, name="gate")
+        self.gate = GatedAggregation(
+            fan_in, aggregation, remat=True, blocks=len(branches), seed=seed, name="gate", dtype=self.dtype_policy
+        )
         self.activation = keras.activations.get(activation)
         self.sources = None if sources is None else tuple(tuple(sorted(map(int, block))) for block in sources)
         if self.sources is not None and len(self.sources) != len(branches):

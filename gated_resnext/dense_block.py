@@ -9,7 +9,8 @@ On any Keras backend.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -20,7 +21,8 @@ from gated_resnext import dense_wiring
 from gated_resnext.aggregation import LearnsGates, hand_down_trainable
 from gated_resnext.copying import copy_weights
 from gated_resnext.dense_wiring import DenseWiring
-from gated_resnext.layers import ReplicaMeanNormalization
+from gated_resnext.errors import whole_number
+from gated_resnext.layers import LAST, ReplicaMeanNormalization
 from gated_resnext.norm import EPSILON, MOMENTUM
 
 Tensor = Any
@@ -81,7 +83,7 @@ class GatedPointwise(LearnsGates):
         if self.learns:  # a gate of zero before the batch norm would not keep its map out
             factors = ops.matmul(self.binary_gates(training)[None], self.spread)
             kernel = kernel * ops.cast(ops.reshape(factors, (1, 1, -1, 1)), kernel.dtype)
-        return ops.conv(x, kernel, data_format="channels_last")
+        return ops.conv(x, kernel, data_format=LAST)
 
 
 @keras.saving.register_keras_serializable("gated_resnext")
@@ -139,19 +141,19 @@ class GatedDenseBlock(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         fixed = None if sources is None else DenseWiring(tuple(map(tuple, sources)))
-        for field, value in (("growth", growth), ("fan_in", fan_in), ("bottleneck", bottleneck)):
-            _check_count(field, value)
+        growth, fan_in = whole_number("growth", growth), whole_number("fan_in", fan_in)
+        bottleneck = whole_number("bottleneck", bottleneck)
         if transition is not None:
-            _check_count("transition", transition)
+            transition = whole_number("transition", transition)
         if transition_fan_in is not None:
-            _check_count("transition_fan_in", transition_fan_in)
+            transition_fan_in = whole_number("transition_fan_in", transition_fan_in)
             if transition is None:
                 raise ValueError(
                     "transition_fan_in is of the gate of the transition: give transition=CHANNELS too. "
                     f"Received: transition_fan_in={transition_fan_in}"
                 )
         if fixed is None:
-            _check_count("layers", layers)
+            layers = whole_number("layers", layers)
         elif fixed.layers != layers:
             raise ValueError(
                 f"sources must be of {layers} layers and the output. Received: {len(fixed.sources)} entries"
@@ -191,6 +193,7 @@ class GatedDenseBlock(keras.layers.Layer):
                     growth,
                     3,
                     padding="same",
+                    data_format=LAST,
                     use_bias=False,
                     kernel_initializer=keras.initializers.VarianceScaling(
                         2.0, "fan_out", "untruncated_normal", seed=next(seeds)
@@ -232,6 +235,8 @@ class GatedDenseBlock(keras.layers.Layer):
         """The wiring the block evaluates with: the top K of the gates where they are learned."""
         if self.sources is not None:
             return DenseWiring(self.sources)
+        if not self.built:
+            raise ValueError(f"{self.name} was not built: its gates are there once it has read something")
         real_gates = [
             ops.convert_to_numpy(reader.real_gates) if reader.learns else np.ones(number)
             for number, reader in enumerate(self.readers, start=1)
@@ -257,7 +262,8 @@ def frozen(model: keras.Model) -> keras.Model:
         model: a functional or sequential model with a `GatedDenseBlock` among its layers, or those of a nested model.
 
     Returns:
-        A new model with the same function and weights; the blocks have no rows any more for what is not read.
+        A new model with the same function and weights, not compiled; the blocks have no rows any more for what is not
+        read.
     """
     return _rewired(model, lambda wiring: (wiring, range(1, wiring.layers + 1)))
 
@@ -269,10 +275,10 @@ def pruned(model: keras.Model) -> keras.Model:
         model: a functional or sequential model with a `GatedDenseBlock` among its layers, or those of a nested model.
 
     Returns:
-        A new model.
+        A new model, not compiled.
 
     Raises:
-        ValueError: if there is no such block.
+        ValueError: if there is no such block, or it was not built.
 
     Example:
 
@@ -308,7 +314,8 @@ def _rewired(model: keras.Model, fixed: Callable[[DenseWiring], tuple[DenseWirin
             changes = {"layers": wiring.layers, "sources": wiring.sources}
         return type(layer).from_config({**layer.get_config(), **changes})
 
-    copy = keras.models.clone_model(model, clone_function=copied)
+    with _uncompiled(model):  # cloning would look for a loss of one's own among Keras' own
+        copy = keras.models.clone_model(model, clone_function=copied)
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer) or layer.name in nested:  # renamed, filled already
             continue
@@ -319,6 +326,16 @@ def _rewired(model: keras.Model, fixed: Callable[[DenseWiring], tuple[DenseWirin
         else:
             copy_weights(layer, target)
     return copy
+
+
+@contextlib.contextmanager
+def _uncompiled(model: keras.Model) -> Iterator[None]:
+    """The model, which passes for one that was not compiled."""
+    before, model.compiled = model.compiled, False
+    try:
+        yield
+    finally:
+        model.compiled = before
 
 
 def _fill(target: GatedDenseBlock, source: GatedDenseBlock, kept: Sequence[int]) -> None:
@@ -335,8 +352,3 @@ def _fill(target: GatedDenseBlock, source: GatedDenseBlock, kept: Sequence[int])
     for place, number in enumerate(kept):
         target.norms[place].set_weights(source.norms[number - 1].get_weights())
         target.convs[place].set_weights(source.convs[number - 1].get_weights())
-
-
-def _check_count(field: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{field} must be a whole number of at least 1. Received: {field}={value!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import io
+import operator
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -27,6 +28,17 @@ def check_choice(field: str, value: str, choices: Sequence[str]) -> None:
     """Raises ValueError where a field is none of its choices."""
     if value not in choices:
         raise ValueError(f"{field} must be one of {tuple(choices)}. Received: {field}={value!r}")
+
+
+def whole_number(field: str, value: Any) -> int:
+    """A number of at least 1, of any library, as Python's own; raises ValueError where it is none."""
+    try:
+        number = 0 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{field} must be a whole number of at least 1. Received: {field}={value!r}")
+    return number
 
 
 def first_line(error: BaseException) -> str:

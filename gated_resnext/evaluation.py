@@ -82,6 +82,7 @@ class Evaluation:
         rows, right = np.asarray(probabilities, np.float64), np.asarray(classes)
         names = tuple(map(str, range(rows.shape[-1]) if labels is None else labels))
         _check(rows, right, names, bins)
+        right = right.astype(np.int64)  # of 8 bits the cells of a confusion matrix would not be told apart
         predicted, confidence = rows.argmax(-1), rows.max(-1)
         of_right = rows[np.arange(len(rows)), right]
         hits = predicted == right
@@ -138,11 +139,9 @@ class Evaluation:
 
 
 def _check(rows: np.ndarray, right: np.ndarray, labels: Sequence[str], bins: int) -> None:
-    if rows.ndim != 2 or not rows.size or right.shape != rows.shape[:1] or right.dtype.kind not in "iu":
-        raise UserError(
-            f"expected probabilities (n, classes) and n whole numbers. Received: {rows.shape} and {right.shape} of "
-            f"{right.dtype}"
-        )
+    if rows.ndim != 2 or not rows.size:
+        raise UserError(f"expected probabilities (n, classes). Received: {rows.shape}")
+    check_classes(right, len(rows))
     if len(labels) != rows.shape[1]:
         raise UserError(f"there are probabilities of {rows.shape[1]} classes and names of {len(labels)}")
     if right.min() < 0 or right.max() >= len(labels):
@@ -151,6 +150,20 @@ def _check(rows: np.ndarray, right: np.ndarray, labels: Sequence[str], bins: int
         raise UserError("probabilities are 0 or more and sum to 1; those given do not. Logits go through softmax first")
     if bins < 1:
         raise UserError(f"bins must be at least 1. Received: {bins}")
+
+
+def check_classes(classes: Any, images: int) -> None:
+    """Finds that there is a class for each image.
+
+    Raises:
+        UserError: if they are not `images` whole numbers in a row: others would be compared each with each.
+    """
+    found = np.asarray(classes)
+    if found.shape != (images,) or found.dtype.kind not in "iu":
+        raise UserError(
+            f"the classes of {images:,} images are {images:,} whole numbers, of shape ({images},). "
+            f"Received: {found.dtype} of shape {found.shape}"
+        )
 
 
 def top1(probabilities: np.ndarray, classes: np.ndarray) -> float:

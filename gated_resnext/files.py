@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -57,10 +58,6 @@ def next_version(parent: Path) -> Iterator[Version]:
     parent = pathlib.Path(parent)
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     parent.mkdir(parents=True, exist_ok=True)
-    for stale in parent.glob(".version.*.partial"):  # of a process that was killed while it wrote
-        with contextlib.suppress(OSError):
-            if time.time() - stale.stat().st_mtime > STALE_S:
-                shutil.rmtree(stale)
     try:
         with _partial(parent / "version") as temporary:
             temporary.mkdir()
@@ -99,7 +96,11 @@ def _numbered(folder: pathlib.Path, parent: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _partial(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A name like `path`'s in a hidden folder beside it, which is removed at the end."""
+    """A name like `path`'s in a hidden folder beside it, which is removed at the end; so are old ones left there."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # of a process that was killed
+        with contextlib.suppress(OSError):
+            if time.time() - stale.stat().st_mtime > STALE_S:
+                shutil.rmtree(stale)
     holder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         yield holder / path.name

@@ -19,6 +19,7 @@ Tensor = Any
 # float32 can give (16.6) stays under the log of a gate of 1e-10: a zero gate is drawn only when nothing else is left.
 ZERO = 1e-20
 _TINY = 1.2e-38
+SPREAD = 2654435769  # 2^32 by the golden ratio, odd: multiples of neighbours are far apart
 
 
 def project(real_gates: Tensor) -> Tensor:
@@ -58,7 +59,11 @@ class _Counter(random.SeedGenerator):
     """A seed generator without a state of its own: its seed is (seed, step), and drawing does not advance it."""
 
     def __init__(self, seed: int, step: Tensor) -> None:
-        self.pair = ops.stack([ops.cast(seed, "int32"), ops.cast(step, "int32")])
+        if backend.backend() == "torch":  # whose generator takes the sum of both: seeds far apart, not a step apart
+            seed, kind = seed * SPREAD % 2**32, "int64"
+        else:
+            kind = "int32"
+        self.pair = ops.stack([ops.convert_to_tensor(seed, kind), ops.cast(step, kind)])
 
     def next(self, ordered: bool = True) -> Tensor:
         return ops.cast(self.pair, "uint32") if backend.backend() == "jax" else self.pair

@@ -19,6 +19,7 @@ from gated_resnext.errors import check_choice
 from gated_resnext.norm import BranchNorm, moments_after
 
 Tensor = Any
+LAST = "channels_last"  # whatever Keras is set to: the layout of everything here
 
 
 def _seeds(seed: int, count: int) -> list[int]:
@@ -217,7 +218,7 @@ class BranchConv3x3(keras.layers.Layer):
         # C plain convolutions: on 2 CPU cores faster in training than one grouped one, which needs the channels last.
         y = ops.stack(
             [
-                ops.conv(branch, kernel, self.stride, padding, data_format="channels_last")
+                ops.conv(branch, kernel, self.stride, padding, data_format=LAST)
                 for branch, kernel in zip(ops.unstack(x, self.branches), kernels, strict=True)
             ]
         )

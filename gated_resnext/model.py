@@ -14,7 +14,7 @@ from gated_resnext.aggregation import BranchMean, GatedAggregation
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.errors import UserError, first_line
-from gated_resnext.layers import MultiBranchModule, ReplicaMeanNormalization, Standardize
+from gated_resnext.layers import LAST, MultiBranchModule, ReplicaMeanNormalization, Standardize
 from gated_resnext.norm import EPSILON, MOMENTUM
 
 POOLINGS = (None, "avg", "max")
@@ -127,9 +127,9 @@ class GatedResNeXt(keras.Model):
             )(x)
         x = keras.layers.ReLU(name="relu")(x) if shared else BranchMean("sum" if summed else "mean", name="mean")(x)
         if include_top or pooling == "avg":
-            x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+            x = keras.layers.GlobalAveragePooling2D(LAST, name="pool")(x)
         elif pooling == "max":
-            x = keras.layers.GlobalMaxPooling2D(name="pool")(x)
+            x = keras.layers.GlobalMaxPooling2D(LAST, name="pool")(x)
         if include_top:
             x = keras.layers.Dense(
                 architecture.classes,
@@ -281,11 +281,12 @@ def _stem(x: Any, architecture: Architecture, synchronized: bool, *, seed: int) 
     """The first convolution, with batch norm, ReLU and, for larger images, pooling; padded on every side."""
     large = architecture.stem == "conv7_pool"
     size, stride = (7, 2) if large else (3, 1)
-    x = keras.layers.ZeroPadding2D(size // 2, name="stem_pad")(x)
+    x = keras.layers.ZeroPadding2D(size // 2, LAST, name="stem_pad")(x)
     x = keras.layers.Conv2D(
         architecture.stem_filters,
         size,
         stride,
+        data_format=LAST,
         use_bias=False,
         kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal", seed=seed),
         name="stem_conv",
@@ -293,6 +294,6 @@ def _stem(x: Any, architecture: Architecture, synchronized: bool, *, seed: int) 
     x = ReplicaMeanNormalization(momentum=MOMENTUM, epsilon=EPSILON, synchronized=synchronized, name="stem_norm")(x)
     x = keras.layers.ReLU(name="stem_relu")(x)
     if architecture.stem != "conv3":
-        x = keras.layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
-        x = keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
+        x = keras.layers.ZeroPadding2D(1, LAST, name="stem_pool_pad")(x)
+        x = keras.layers.MaxPooling2D(3, 2, data_format=LAST, name="stem_pool")(x)
     return x

@@ -79,7 +79,11 @@ def _wanted(network: str | GatedResNeXt | Sequence[int], resize: int | None) -> 
     """The network's input, and the shorter side before its crop."""
     if isinstance(network, str):
         return _of_entry(network, resize)
-    sizes = network.architecture.input_shape if hasattr(network, "architecture") else tuple(network)
+    if hasattr(network, "architecture"):
+        sizes = network.architecture.input_shape
+    else:  # any other model's says its batch too
+        given: Any = network.input_shape[1:] if hasattr(network, "input_shape") else network
+        sizes = tuple(given) if np.iterable(given) else ()
     name = getattr(network, "name", None)
     if name in zoo.ENTRIES and sizes == zoo.architecture(name).input_shape:
         return _of_entry(name, resize)

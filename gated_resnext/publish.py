@@ -1,9 +1,9 @@
-"""Puts a finished training into the zoo: its weights as float16 and a card of what was measured.
+"""Puts a finished training into the zoo: its weights and a card of what was measured.
 
-    python -m gated_resnext.publish --workdir=runs/digits_11_4_4_k1
+    python -m gated_resnext.publish --workdir=runs/digits_11_4_4_k1 --hardware="2 cores of an AMD EPYC"
 
-Writes zoo/cards/<entry>.json and zoo/weights/<entry>.npz of this checkout, after checking that float16 weights reach
-the same top-1.
+Writes zoo/cards/<entry>.json and zoo/weights/<entry>.npz of this checkout: as float16 where these reach the same top-1,
+else as float32.
 """
 
 from __future__ import annotations

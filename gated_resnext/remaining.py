@@ -110,6 +110,7 @@ Images are read from `~/tensorflow_datasets`, or from `--data_dir=FOLDER`. On a 
 with JAX and without TensorFlow also set `KERAS_BACKEND=jax`, and give the folder that `python -m gated_resnext.pack`
 wrote, but for ImageNet, which is too large to be packed.
 
+What is here so far are published networks; [docs/results](../../docs/results/README.md) has what else was run.
 Multiply-adds are computed, not measured: those of an image times {PASSES} (forward and backward) times the images and
 epochs of the schedule, were no block cut before its end. Hours are computed from a card's own seconds and epochs, where
 there is one.

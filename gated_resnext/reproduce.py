@@ -44,7 +44,11 @@ RECIPE = flags.DEFINE_string(
 GATE_LEARNING_RATE = flags.DEFINE_float(
     "gate_learning_rate", None, "Another rate of the gates: a short schedule hardly moves them at the paper's 0.2."
 )
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
+DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Folder of tensorflow-datasets, or under JAX of gated_resnext.pack. Default: ~/tensorflow_datasets, or . there.",
+)
 OUTPUT = flags.DEFINE_string("output", "runs/reproduce", "Folder of workdirs, Markdown and CSV.")
 HARDWARE = flags.DEFINE_string("hardware", None, "What it is trained on, for the header. Default: cores and system.")
 CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Work that may be lost, in seconds.", lower_bound=0)

@@ -79,7 +79,8 @@ class Termination:
             innermost.interrupted = True
             innermost._asked.set()
             innermost = innermost._outer
-        with contextlib.suppress(OSError):  # Ctrl-C ends a `tee` that reads this, too
+        # Ctrl-C ends a `tee` that reads this, too; and it may come in the middle of another print.
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
             print("\nSaving after this step; Ctrl-C again stops at once", flush=True)
 
     def _watch(self, receiver: socket.socket) -> None:
@@ -91,6 +92,8 @@ class Termination:
 
 
 def _give_up() -> None:
-    print("Stopped during a step; the newest checkpoint is from before it", flush=True)
-    sys.stderr.flush()
-    os._exit(0)
+    try:  # whoever read this may be gone, or reading it slowly
+        print("Stopped during a step; the newest checkpoint is from before it", flush=True)
+        sys.stderr.flush()
+    finally:
+        os._exit(0)

@@ -46,7 +46,11 @@ WIRING = flags.DEFINE_string(
     "that holds it as `connectivity`, as a training's result.json and a card of the zoo do.",
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/<network>.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
+DATA_DIR = flags.DEFINE_string(
+    "data_dir",
+    None,
+    "Folder of tensorflow-datasets, or under JAX of gated_resnext.pack. Default: ~/tensorflow_datasets, or . there.",
+)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, draws, shuffling and augmentation.", 0, 2**63 - 1)
 EPOCHS_SCALE = flags.DEFINE_float("epochs_scale", 1.0, "Makes every phase longer or shorter, in proportion.")
 GATE_LEARNING_RATE = flags.DEFINE_float(

@@ -1,7 +1,8 @@
 """Runs the phases of a recipe, in a workdir that training again resumes.
 
 The workdir holds: `run.json` (what is trained), `checkpoints/` (the newest states), `metrics.jsonl` and `tensorboard/`
-(one row a round), `gates/` (how they moved), and at the end `gates.npz`, `model.keras` and `result.json`.
+(one row a round), `gates/` (how they moved), `gates.npz` (as they were frozen), and at the end `model.keras` and
+`result.json`.
 """
 
 from __future__ import annotations

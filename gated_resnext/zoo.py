@@ -178,7 +178,7 @@ def load(
         )
     model = GatedResNeXt(shape, wiring, classifier_activation, **options)
     if weights not in ("auto", None):
-        model = _read_weights(model, pathlib.Path(weights), own)  # type: ignore[arg-type]
+        model = _read_weights(model, pathlib.Path(weights), own, classes is not None)  # type: ignore[arg-type]
     return model
 
 
@@ -201,10 +201,17 @@ def _why_not_published(name: str, own: Architecture, shape: Architecture) -> str
     return "" if said(own) == said(shape) else f"the published weights of {name} are of {said(own)}, not {said(shape)}"
 
 
-def _read_weights(model: GatedResNeXt, path: pathlib.Path, own: Architecture) -> GatedResNeXt:
+def _read_weights(model: GatedResNeXt, path: pathlib.Path, own: Architecture, new_head: bool) -> GatedResNeXt:
     """The network with the weights, and from a .keras file the wiring, of a file.
 
-    The file may hold the same network, or the entry's `own` where the head or the size of the images is another.
+    The file may hold the same network, or one with another head or of images of another size, where the `own`
+    architecture of the entry has another.
+
+    Args:
+        model: what was asked for, freshly initialised.
+        path: the file.
+        own: the entry's.
+        new_head: whether the classifier may stay as it is where the file's tells another number of classes apart.
     """
     import keras
 
@@ -219,10 +226,16 @@ def _read_weights(model: GatedResNeXt, path: pathlib.Path, own: Architecture) ->
     other = shape.replace(classes=own.classes, input_shape=own.input_shape)
     same = shape == other and model.include_top
     head = {"classifier_activation": model.classifier_activation, "name": model.name}
+
+    def kept(classes: int | None) -> bool:
+        """Whether the classifier of the file, which tells so many classes apart, stays."""
+        if model.include_top and classes != shape.classes and not new_head:
+            holds = f"tells {classes} classes apart, not {shape.classes}" if classes else "has no classifier"
+            raise UserError(f"{path} {holds}: give classes= for one of as many, or else for a new one")
+        return classes == shape.classes
+
     try:
-        if path.suffix == ".npz":
-            values = files.read_arrays(path)
-        elif path.suffix == ".keras":
+        if path.suffix == ".keras":
             loaded = keras.saving.load_model(path, compile=False)
             if not isinstance(loaded, GatedResNeXt):
                 raise ValueError("it holds another network")
@@ -232,22 +245,25 @@ def _read_weights(model: GatedResNeXt, path: pathlib.Path, own: Architecture) ->
             trunk = found.replace(classes=own.classes, input_shape=own.input_shape)
             if same or trunk != other:
                 raise ValueError("it holds another network")
-            kept = not model.include_top or (loaded.include_top and found.classes == shape.classes)
+            stays = kept(found.classes if loaded.include_top else None)
             return heads.transfer(
                 loaded,
-                None if kept else shape.classes,
+                None if stays or not model.include_top else shape.classes,
                 include_top=model.include_top,
                 pooling=model.pooling,
                 input_shape=shape.input_shape,
                 seed=model.seed,
                 **head,
             )
-        else:
-            values = _hdf5(model, path, None if same else other)
+        values = files.read_arrays(path) if path.suffix == ".npz" else _hdf5(model, path, same)
+        if model.real_gates() and not any(name.endswith("/real_gates") for name in values):
+            raise UserError(
+                f"{path} does not hold weights of {model.name} with its gates: where they were fixed, give the .keras "
+                "file, which has the wiring, or the file to load_weights of a network with that wiring"
+            )
         if not same:
             kernel = values.get("classifier/kernel")
-            fits = kernel is not None and kernel.shape[-1:] == (shape.classes,)
-            values = heads.fitted(values, model, new_head=not fits)
+            values = heads.fitted(values, model, new_head=not kept(None if kernel is None else kernel.shape[-1]))
         model.assign_by_name(values)
     except UserError:
         raise
@@ -256,21 +272,26 @@ def _read_weights(model: GatedResNeXt, path: pathlib.Path, own: Architecture) ->
     return model
 
 
-def _hdf5(model: GatedResNeXt, path: pathlib.Path, other: Architecture | None) -> dict[str, Any]:
-    """Weights by name of an HDF5 file of the network, or of its trunk with the whole head of `other`."""
+def _hdf5(model: GatedResNeXt, path: pathlib.Path, same: bool) -> dict[str, Any]:
+    """Weights by name of an HDF5 file: of this very network, or else of its trunk, whose images and head it tells."""
+    import h5py  # type: ignore[import-untyped]
+
     from gated_resnext.model import GatedResNeXt
 
-    if other is not None:
-        whole = GatedResNeXt(other, model.connectivity)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of what the file has too much or too little
-                whole.load_weights(path)
-            return whole.weights_by_name()
-        except ValueError:  # then it is of this very network, or of none
-            pass
-    model.load_weights(path)
-    return model.weights_by_name()
+    with h5py.File(path) as file:  # Keras names layers by their class there
+        found = (file.get(f"layers/{layer}/vars/0") for layer in ("dense", "standardize", "gated_aggregation"))
+        classes, size, gates = (None if weight is None else weight.shape for weight in found)
+    if model.real_gates() and gates is None:
+        return {}
+    if same:
+        model.load_weights(path)
+        return model.weights_by_name()
+    if size is None:
+        raise ValueError("it holds another network")
+    arch = model.architecture.replace(input_shape=size, **({"classes": classes[-1]} if classes else {}))
+    whole = GatedResNeXt(arch, model.connectivity, include_top=classes is not None)
+    whole.load_weights(path)
+    return whole.weights_by_name()
 
 
 def markdown(pattern: str = "*") -> str:

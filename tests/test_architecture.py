@@ -225,6 +225,18 @@ def test_numbers_that_do_not_fit_together_are_refused(changes, message):
         SMALL.replace(**changes)
 
 
+def test_whole_numbers_of_any_library_are_whole_numbers():
+    sizes = np.array([8, 8, 3], np.int32)
+    found = Architecture(
+        *map(np.int64, (11, 2, 3, 2)), classes=np.uint8(5), input_shape=tuple(sizes), stages=np.array([1, 1, 1])
+    )
+    assert found == Architecture(11, 2, 3, 2, classes=5, input_shape=(8, 8, 3))
+    assert Architecture.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    for classes in (True, np.float64(5), np.True_, "5", None):
+        with pytest.raises(ValueError, match="classes must be a whole number of at least 1"):
+            Architecture(11, 2, 3, 2, classes=classes)
+
+
 def test_unknown_and_missing_fields_are_named():
     with pytest.raises(ValueError, match="has the fields.*'cardinality'.*'bandwidth'"):
         Architecture.from_dict({**SMALL.to_dict(), "bandwidth": 3})

@@ -1,6 +1,7 @@
 """The benchmarks run; what they measure is not a test's business."""
 
 import importlib.util
+import json
 
 import numpy as np
 import pytest
@@ -27,6 +28,123 @@ def test_training(run_python, tmp_path):
     assert len(step.get_values()) == 2 and step.get_metadata()["mem_max_rss"] > 2**28 and len(found) == 14
     assert step.get_metadata()["kind"] == "learned" and step.get_metadata()["copy_bytes_per_s"] > 1e8
     assert f"| learned K=4 | {1 / step.median():.1f} |" in done.stdout
+
+
+SIDES = """
+import json
+from absl import flags
+from benchmarks import training
+
+calls = []
+
+class Recorded:
+    peak = 0
+
+    def __init__(self, spec):
+        self.spec = spec
+
+    def take(self, what, count):
+        calls.append([what, count, self.spec["kind"], self.spec["fan_in"], self.spec.get("remat", False)])
+        return float(len(calls))
+
+    def close(self):
+        calls.append("closed")
+
+training.Side = Recorded
+flags.FLAGS(["", "--rounds=2", "--steps=3"])
+found = training.measured("20-4", 32)
+print(json.dumps([calls, found["seconds"]["train"]]))
+"""
+
+
+def test_the_sides_take_turns(run_python):
+    done = run_python("-c", SIDES)
+    assert done.returncode == 0, done.stderr
+    calls, train = json.loads(done.stdout)
+    taken, ends = calls[:28], calls[28:]
+    assert ends == ["closed"] * 7
+    sides = [call[2:] for call in taken[:7]]
+    assert len({str(side) for side in sides}) == 7
+    assert taken == [[what, 3, *side] for _ in range(2) for what in ("train", "infer") for side in sides]
+    assert list(train.values()) == [[float(place), float(place + 14)] for place in range(1, 8)]
+
+
+def rows_of(text):
+    """The cells of the tables in a text."""
+    return [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("| ") and "---" not in line
+    ]
+
+
+def test_wide_passes_are_those_of_theory(run_python):
+    """What a step moves in TensorFlow's graph beside what it must: a pass more anywhere is seen here."""
+    done = run_python("-m", "benchmarks.wide_passes")
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(done.stdout)
+    theory, fact = (row for row in rows if "all" in row)
+    assert theory[-1] == "24 in all" and fact == ["all", "24 in all", "30 in all", "21 in all"]
+    needed = [(name, int(read) + int(wrote)) for _, name, read, wrote, _ in rows[1 : rows.index(theory)]]
+    assert sum(passes for _, passes in needed) == 24 and dict(needed)["gates"] == 24 - 21
+
+
+ACCOUNT = """
+from benchmarks.memory import WAYS, account
+from gated_resnext import zoo
+from gated_resnext.architecture import Architecture
+
+gib = {name: account(zoo.architecture("imagenet_50_4_32_k16"), 32, **way) / 1e9 for name, way in WAYS.items()}
+assert gib["bfloat16, remat"] < 24, gib
+assert gib["float32"] > gib["float32, remat"] > gib["bfloat16, remat"] and gib["float32"] > gib["bfloat16"], gib
+
+# Two modules of two blocks, of 4x4 pixels and 6 channels, 3 narrow; 5 images: by hand.
+arch = Architecture(8, 3, 2, 1, input_shape=(4, 4, 3), classes=7, stem_filters=5, filters=6, stages=(2,))
+pixels = 5 * 4 * 4 * 2
+for name, size in (("float32", 4), ("mixed_bfloat16", 2)):
+    for remat in (False, True):
+        kept = (1 if remat else 2) * size * pixels * 6 + 2 * 4 * 3 * 6 * pixels
+        expected = kept + 4 * size * pixels * 6 + 12 * arch.parameters()
+        assert account(arch, 5, name, remat) == expected, (name, remat, account(arch, 5, name, remat), expected)
+print("ok")
+"""
+
+
+def test_memory(run_python):
+    done = run_python("-c", ACCOUNT)
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+    done = run_python("-m", "benchmarks.memory", "--small_batches=1", "--large_batches=", "--device_batches=32")
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(done.stdout)
+    assert [len(row) for row in rows] == [5] * 4 and [row[0] for row in rows[1::2]] == ["batch 1", "batch 32"]
+    measured = [float(cell.split()[0]) for cell in rows[1][1:]]
+    assert min(measured) > 0.01
+
+
+def test_imports(run_python):
+    done = run_python("-m", "benchmarks.imports", "--rounds=1")
+    assert done.returncode == 0, done.stderr
+    assert "keras 3." in done.stdout and "Medians of 1 turns" in done.stdout
+    seconds = {name: float(cell) for name, cell in rows_of(done.stdout)[1:]}
+    assert seconds["nothing"] < seconds["`gated_resnext`"] < seconds["`keras`"] and len(seconds) == 5
+
+
+def test_input_pipeline(run_python, digits_dir):
+    flags = ("--datasets=optical_digits", f"--data_dir={digits_dir}", "--steps=3", "--rounds=1")
+    done = run_python("-m", "benchmarks.input_pipeline", *flags)
+    assert done.returncode == 0, done.stderr
+    name, batch, alone, trained, ratio = rows_of(done.stdout)[1]
+    assert (name, batch) == ("optical_digits", "64")
+    alone, trained = (float(cell.replace(",", "")) for cell in (alone, trained))
+    assert float(ratio) == pytest.approx(alone / trained, rel=0.05)
+
+
+def test_export_profile(run_python):
+    done = run_python("-m", "benchmarks.export_profile", "--entry=digits_11_4_4_k1", "--batch=1", "--rounds=1")
+    assert done.returncode == 0, done.stderr
+    rows = rows_of(done.stdout)
+    assert "(published wiring), batch 1, one thread." in done.stdout and rows[-1][0] == "all"
+    assert all(0 < int(rows[-1][column]) < 500 for column in (2, 4))
 
 
 def test_accelerator(run_python, tmp_path):

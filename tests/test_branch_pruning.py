@@ -171,6 +171,13 @@ def test_a_nested_model_is_pruned_too():
     np.testing.assert_array_equal(pruned(X), model(X))
 
 
+def test_the_wiring_of_a_nested_chain_is_that_of_the_nested_model():
+    inner = chain(3, (((0,), (0,), (0,)),))
+    model = keras.Sequential([keras.Input((FEATURES,)), inner, layers.Dense(2)], name="outer")
+    with pytest.raises(ValueError, match="the chain of outer is in a model that is one of its layers: give that one"):
+        gated_resnext.wiring(model)
+
+
 def test_a_sequential_model_is_pruned():
     model = keras.Sequential(
         [keras.Input((FEATURES,)), GatedBranches(blocks(3)), GatedBranches(blocks(2), seed=0), layers.Average()]

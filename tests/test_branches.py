@@ -234,6 +234,18 @@ def test_a_file_holds_branches_gates_and_the_step(tmp_path):
     np.testing.assert_array_equal(other(IMAGES, training=True), model(IMAGES, training=True))
 
 
+def test_the_gate_computes_in_the_precision_of_its_layer():
+    """A layer of float32 stays one under another policy, also where a file that holds it is read."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        layer = GatedBranches(dense(2), dtype="float32")
+        read = GatedBranches.from_config(layer.get_config())
+        assert layer.gate.compute_dtype == read.gate.compute_dtype == "float32"
+        assert GatedBranches(dense(2)).gate.compute_dtype == "bfloat16"
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
 def test_mixed_precision_keeps_the_gates_in_float32():
     y, given = outputs_before()
     layer = GatedBranches(

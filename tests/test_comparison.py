@@ -71,6 +71,10 @@ def test_what_a_user_can_get_wrong(folder, tmp_path, foreign_model):
         comparison.image_shape((anything, anything))
     with pytest.raises(UserError, match="tells 1 classes apart, .* 10"):
         comparison.compare(anything, ours, IMAGES, rounds=1)
+    with pytest.raises(UserError, match=r"any gives one number an image: classes are compared"):
+        comparison.compare(anything, anything, IMAGES, rounds=1)
+    with pytest.raises(UserError, match=r"are 70 whole numbers, of shape \(70,\). Received: int64 of shape \(70, 1\)"):
+        comparison.compare(ours, ours, IMAGES, np.zeros((70, 1), np.int64), rounds=1)
 
 
 def test_the_command(folder, digits_dir, tmp_path, run_python):

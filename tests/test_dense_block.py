@@ -302,6 +302,26 @@ def test_what_is_no_image_and_what_has_no_block_is_said():
         pruned(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)], name="plain"))
 
 
+def test_a_block_that_was_not_built_says_so():
+    with pytest.raises(ValueError, match="early was not built: its gates are there once it has read something"):
+        pruned(keras.Sequential([GatedDenseBlock(2, 2, 1, name="early")]))
+
+
+def test_a_loss_of_ones_own_is_no_hindrance():
+    def of_ones_own(labels, outputs):
+        return keras.ops.mean(keras.ops.square(outputs - labels))
+
+    x = keras.Input((6, 6, 3))
+    y = keras.layers.GlobalAveragePooling2D()(GatedDenseBlock(3, 2, 1, transition=4, seed=0)(x))
+    model = keras.Model(x, y)
+    model.compile("adam", of_ones_own)
+    smaller = pruned(model)
+    given = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(np.float32)
+    np.testing.assert_allclose(smaller(given), model(given), rtol=1e-5, atol=1e-6)
+    assert model.compiled and not smaller.compiled
+    model.fit(given, np.zeros((2, 4)), verbose=0)
+
+
 ON_JAX = """
 import sys
 import keras, numpy as np

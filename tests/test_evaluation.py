@@ -102,6 +102,13 @@ def test_no_probability_of_the_right_class_is_a_large_loss_and_not_an_infinite_o
     assert found.bins[-1] == Bin(1, 1.0, 0.0) and found.calibration_error == 1.0
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "uint64"])
+def test_classes_of_any_whole_type_are_the_same(dtype):
+    classes = np.random.default_rng(0).integers(0, 100, 2000)
+    found = Evaluation.of(np.eye(100)[classes], classes.astype(dtype))
+    np.testing.assert_array_equal(found.confusion, np.diag(np.bincount(classes, minlength=100)))
+
+
 def test_it_is_a_value_that_json_holds(random):
     found = Evaluation.of(*random)
     fields = json.loads(json.dumps(found.to_dict(), allow_nan=False))
@@ -118,8 +125,9 @@ def test_it_is_a_value_that_json_holds(random):
     [
         ([0.5, 0.5], [0], {}, r"expected probabilities \(n, classes\)"),
         (np.zeros((0, 3)), np.zeros(0, int), {}, "expected probabilities"),
-        (ROWS, CLASSES[:5], {}, r"Received: \(6, 3\) and \(5,\)"),
-        (ROWS, np.float32(CLASSES), {}, "of float32"),
+        (ROWS, CLASSES[:5], {}, r"of 6 images are 6 whole numbers, of shape \(6,\). Received: int64 of shape \(5,\)"),
+        (ROWS, np.array(CLASSES)[:, None], {}, r"Received: int64 of shape \(6, 1\)"),
+        (ROWS, np.float32(CLASSES), {}, "Received: float32"),
         (ROWS, [0, 1, 2, 0, 1, 3], {}, "classes are 0 to 2. Received: 0 to 3"),
         (ROWS, [0, 1, 2, 0, 1, -1], {}, "Received: -1 to 2"),
         (ROWS, CLASSES, {"labels": ["ant", "bee"]}, "of 3 classes and names of 2"),

@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -134,6 +135,15 @@ def test_a_version_whose_writer_was_killed_is_no_version(run_python, tmp_path):
     with files.next_version(tmp_path) as version:
         pass
     assert version.path == tmp_path / "1"
+
+
+def test_what_a_killed_process_left_long_ago_goes(tmp_path):
+    for name, age in ((".a.json.old.partial", 8), (".a.json.new.partial", 1), (".b.json.old.partial", 8)):
+        (tmp_path / name).mkdir()
+        then = time.time() - age * 24 * 3600
+        os.utime(tmp_path / name, (then, then))
+    files.write_json(tmp_path / "a.json", 1)
+    assert sorted(os.listdir(tmp_path)) == [".a.json.new.partial", ".b.json.old.partial", "a.json"]
 
 
 FULL_DISK = """

@@ -1,3 +1,5 @@
+import json
+
 import hypothesis
 import keras
 import numpy as np
@@ -193,3 +195,24 @@ def test_entropy_is_the_mean_of_the_rows():
     np.testing.assert_allclose(gates.entropy(np.eye(8, dtype=np.float32)), 0.0, atol=1e-6)
     rows = np.random.default_rng(2).dirichlet(np.ones(6), 6)
     np.testing.assert_allclose(gates.entropy(np.float32(rows)), -np.sum(rows * np.log(rows)) / 6, rtol=1e-5)
+
+
+ON_TORCH = """
+import numpy as np
+from gated_resnext import gates
+even = np.full((6, 8), 1 / 8, "float32")
+draws = [[np.asarray(gates.draw(even, 2, seed=seed, step=step)) for step in range(40)] for seed in (1, 2, 2**31 - 1)]
+flat = [str(draw.tolist()) for of_seed in draws for draw in of_seed]
+assert len(set(flat)) == len(flat), "a seed draws what another drew a step before"
+assert all((draw.sum(1) == 2).all() for of_seed in draws for draw in of_seed)
+again = np.asarray(gates.draw(even, 2, seed=2, step=7))
+assert (again == draws[1][7]).all()
+print(np.mean(draws, (0, 1, 2)).round(3).tolist())
+"""
+
+
+def test_seeds_draw_apart_under_torch(run_python):
+    pytest.importorskip("torch", reason="torch is not installed (extra: benchmark)")
+    done = run_python("-c", ON_TORCH, env={"KERAS_BACKEND": "torch"})
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), 1 / 4, atol=0.07)  # 720 rows, 4.3 deviations

@@ -230,6 +230,36 @@ def test_weights_of_the_sums_learn_under_jax(packed, tmp_path):
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
 
 
+def test_residuals_of_a_mean_learn_as_those_of_a_sum_under_jax():
+    """A step of gradients of one, as the compiled loop takes it: what each weight moved, in rates."""
+    code = """
+        import json
+        import numpy as np
+        from gated_resnext import GatedResNeXt, zoo
+        from gated_resnext.optimizer import GateConnectSGD
+        model = GatedResNeXt(zoo.architecture("digits_11_4_4_k2"), None, None, seed=0)
+        optimizer = GateConnectSGD(0.1, l2=0.0)
+        optimizer.build(model.trainable_variables)
+        before = [variable.value for variable in model.trainable_variables]
+        state = [variable.value for variable in optimizer.variables]
+        after, _ = optimizer.stateless_apply(state, [np.ones(value.shape, "float32") for value in before], before)
+        moved = {
+            variable.path: float(np.mean(np.asarray(old) - np.asarray(new))) / 0.1
+            for variable, old, new in zip(model.trainable_variables, before, after)
+        }
+        print(json.dumps({path: moved for path, moved in moved.items() if "real_gates" not in path}))
+    """
+    found = json.loads(in_jax(code).stdout.splitlines()[-1])
+    last = {"gamma", "beta"}
+    for path, rates in found.items():
+        *_, layer, _, kind = ("", "", *path.split("/"))
+        factor = 1
+        if layer == "expand" and kind in last:  # the mean of K = 2; the head's, of C = 4, after the last module
+            factor = 16 if path.startswith("stage3_module1") else 4
+        assert rates == pytest.approx(factor, rel=1e-4), path
+    assert sum(rates > 2 for rates in found.values()) == 2 * 3
+
+
 def test_a_strategy_under_jax_is_said(packed, tmp_path):
     result = trained(tmp_path, packed, "--strategy=mirrored", fails=True)
     assert result.stderr.strip().splitlines()[-1].startswith("error: under JAX one device trains")

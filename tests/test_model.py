@@ -278,6 +278,34 @@ def test_residuals_of_a_mean_learn_as_those_of_a_sum(changes, inner, last):
     assert factors == {**dict.fromkeys(factors, 1.0), **expected}
 
 
+OTHER_LAYOUT = """
+import sys
+import keras, numpy as np
+keras.config.set_image_data_format("channels_first")
+from export.compact import compact
+from gated_resnext import Architecture, GatedDenseBlock, GatedResNeXt, zoo
+images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+model = zoo.load("digits_11_4_4_k1", "published")
+large = GatedResNeXt(
+    Architecture(11, 2, 2, 1, input_shape=(20, 16, 3), stem="conv7_pool"), include_top=False, pooling="max", seed=0
+)
+pixels = np.random.default_rng(1).integers(0, 256, (2, 20, 16, 3), np.uint8)
+dense = GatedDenseBlock(2, 2, 1, transition=3, seed=0)(np.random.default_rng(2).random((2, 6, 8, 3), np.float32))
+np.savez(sys.argv[1], model=model(images), compact=compact(model)(images), large=large(pixels), dense=dense)
+"""
+
+
+def test_the_layout_is_ours_whatever_keras_is_set_to(run_python, tmp_path):
+    ours = OTHER_LAYOUT.replace("channels_first", "channels_last")
+    for name, code in (("first", OTHER_LAYOUT), ("last", ours)):
+        done = run_python("-c", code, tmp_path / f"{name}.npz")
+        assert done.returncode == 0, done.stderr
+    first, last = (np.load(tmp_path / f"{name}.npz") for name in ("first", "last"))
+    assert sorted(last) == ["compact", "dense", "large", "model"] and last["large"].shape == (2, 256)
+    for name in last:
+        np.testing.assert_array_equal(first[name], last[name], err_msg=name)
+
+
 def test_every_block_of_module_1_reads_the_stem():
     model = network(SMALL)
     before = [layer.name for layer in model.layers].index("stage1_module1")

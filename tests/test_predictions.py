@@ -95,6 +95,16 @@ def test_a_network_of_the_zoo_wants_what_its_name_does():
     assert preprocess_input(images, (64, 64, 3)).shape == middle.shape
 
 
+def test_any_keras_model_says_what_it_takes():
+    import keras
+
+    model = keras.Sequential([keras.Input((10, 8, 3)), keras.layers.Flatten()])
+    assert preprocess_input([np.zeros((40, 30, 3), np.uint8)], model).shape == (1, 10, 8, 3)
+    for other in (keras.Sequential([keras.Input((None, None, 3)), keras.layers.ReLU()]), 5):
+        with pytest.raises(UserError, match="expected an entry's name, a network or"):
+            preprocess_input([np.zeros((40, 30, 3), np.uint8)], other)
+
+
 def test_black_is_black_and_a_network_is_named_or_given():
     assert preprocess_input(np.zeros((1, 9, 9, 1)), K1).max() == 0
     for network in ((8, 8), (8, 8, 0), (8.0, 8.0, 1.0)):

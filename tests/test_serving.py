@@ -219,6 +219,19 @@ def test_all_models_are_listed_and_what_is_none_is_not(tmp_path):
     assert served_models(tmp_path) == ["a", "b", "c"]
 
 
+def test_a_model_that_may_not_be_read_is_left_out(tmp_path, monkeypatch):
+    for name in ("a", "closed"):
+        fake_version(tmp_path / name, 1)
+
+    def versions(folder):
+        if folder.name == "closed":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return [1]
+
+    monkeypatch.setattr(serving.files, "versions", versions)
+    assert serving.models(tmp_path) == ["a"]
+
+
 def test_a_file_of_ones_own_stays(tmp_path):
     fake_version(tmp_path / "a", 1)
     serving.write(tmp_path)

@@ -45,6 +45,16 @@ def test_logits_are_refused(make, labels, tmp_path):
     assert ship(make("softmax"), tmp_path / "net", labels).receipt["checks"][-1]["max_difference"] < 1e-5
 
 
+@pytest.mark.parametrize("classes", [LABELS[:, None], LABELS[:5], LABELS.astype(np.float32)])
+def test_labels_that_are_not_one_class_an_image_are_refused(classes, tmp_path):
+    """Of shape (n, 1), as Keras' data sets have them, every image would be compared with every label."""
+    with pytest.raises(UserError, match=r"the classes of 20 images are 20 whole numbers, of shape \(20,\). Received: "):
+        ship(network(), tmp_path / "net", classes, formats=["tflite_dynamic"])
+    with pytest.raises(UserError, match="tells 3 classes apart. Received: 2 labels"):
+        ship(network(), tmp_path / "net", labels=["even", "odd"])
+    assert not list(tmp_path.iterdir())
+
+
 def normalized():
     """As a user may begin it: with pixels normalised by what was measured of some images."""
     keras.utils.set_random_seed(0)

@@ -278,19 +278,35 @@ def test_ctrl_c_asks_and_a_second_one_interrupts(capsys):
         signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_asks_though_nobody_reads_what_is_printed(monkeypatch):
-    class Gone:
-        def write(self, text):
-            raise BrokenPipeError
+class Unwritable:
+    """A stdout whose reader is gone, is slow, or which is being written to as the signal comes."""
 
+    def __init__(self, error):
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), RuntimeError("reentrant call"), ValueError("closed file")])
+def test_ctrl_c_asks_though_nobody_reads_what_is_printed(monkeypatch, error):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(sys, "stdout", Unwritable(error))
     try:
         with termination.Termination() as asked:
             signal.raise_signal(signal.SIGINT)
             assert asked.asked and asked.interrupted
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_the_last_moment_ends_the_process_though_nobody_reads_what_is_printed(monkeypatch):
+    left = []
+    monkeypatch.setattr(sys, "stdout", Unwritable(BrokenPipeError()))
+    monkeypatch.setattr(termination.os, "_exit", left.append)
+    with pytest.raises(BrokenPipeError):  # which the process would not live to see
+        termination._give_up()
+    assert left == [0]
 
 
 @pytest.mark.parametrize("handler", [signal.SIG_IGN, lambda *_: None], ids=["ignored", "the program's"])

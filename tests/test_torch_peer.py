@@ -76,7 +76,25 @@ def test_losses_and_gradients_in_training_agree(kind):
     np.testing.assert_allclose(found, ours, atol=3e-2 * np.abs(ours).max())
     ours = np.asarray(model.get_layer("stage1_module1").reduce.norm.moving_mean).reshape(-1)
     np.testing.assert_allclose(peer.modules_[0].reduce_norm.running_mean, ours, atol=1e-4)
-    assert gradients.keys() == {v.path for v in model.trainable_variables}
+
+
+def test_the_gates_gradient_agrees():
+    """Of the top K, in float32 without a draw: ours and the peer's, for all inputs of every block."""
+    model, peer = pair("learned", last=False)
+    images, labels = pixels(), np.arange(BATCH)
+    gates = [gate.real_gates for gate in model.gates]
+    with tf.GradientTape() as tape:
+        logits = model(images, training=False)
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+    ours = tape.gradient(loss, [gate.value for gate in gates])
+    inputs = torch_peer.standardized(images, np.asarray(model.get_layer("standardize").mean_image), last=False)
+    torch.nn.functional.cross_entropy(peer.eval()(inputs), torch.tensor(labels)).backward()
+    assert len(ours) == len(peer.gates) == 5
+    for gradient, gate in zip(ours, peer.gates, strict=True):
+        sizes = np.abs(gradient)
+        scale, counts = sizes.max(), sizes.any(1)  # a block that nobody reads asks for nothing
+        assert counts.sum() >= 2 and (sizes[counts] > 1e-5 * scale).all(), "also of inputs that are not read"
+        np.testing.assert_allclose(gate.real_gates.grad, gradient, atol=1e-3 * scale)
 
 
 def test_a_step_learns_the_gates_and_keeps_their_rows_at_one():

@@ -348,6 +348,40 @@ def test_the_trunk_of_a_file(own, source, images, form):
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_file_with_a_classifier_of_its_own_fits_as_far_as_it_is_asked_to(tmp_path, images, form):
+    tuned = zoo.load(K1, None, seed=5, classes=3)
+    path, weights = written(tuned, tmp_path)[form], tuned.weights_by_name()
+    larger = zoo.load(K1, path, classes=3, input_shape=(10, 8, 1)).weights_by_name()
+    other = zoo.load(K1, path, classes=5, seed=6).weights_by_name()
+    features = zoo.load(K1, path, include_top=False, input_shape=(10, 8, 1)).weights_by_name()
+    for name, value in weights.items():
+        head = name.startswith("classifier/")
+        for found in (larger, other, features):
+            if name != "standardize/mean_image" and not (head and found is not larger):
+                np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert other["classifier/kernel"].shape[-1] == 5 and "classifier/kernel" not in features
+    # Nobody asked for a classifier that was never trained.
+    with pytest.raises(UserError, match=rf"{form} tells 3 classes apart, not 10: give classes= for one of as many"):
+        zoo.load(K1, path, input_shape=(10, 8, 1))
+    path = written(zoo.load(K1, None, include_top=False), tmp_path)[form]
+    with pytest.raises(UserError, match=f"{form} has no classifier: give classes="):
+        zoo.load(K1, path, input_shape=(10, 8, 1))
+    assert zoo.load(K1, path, classes=4).output_shape == (None, 4)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("form", ["a.npz", "a.weights.h5"])
+@pytest.mark.parametrize("options", [{}, {"classes": 2}])
+def test_a_file_of_weights_does_not_hold_a_wiring_that_was_fixed(tmp_path, source, form, options):
+    path = written(freeze(source), tmp_path)[form]
+    with pytest.raises(
+        UserError, match=f"{form} does not hold weights of {K1} with its gates: where they were fixed, give the .keras"
+    ):
+        zoo.load(K1, path, **options)
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
 @pytest.mark.parametrize("options", [{"classes": 3}, {"include_top": False, "pooling": "avg"}])
 def test_a_file_of_a_network_with_another_head_is_read_whole(tmp_path, images, options):
     tuned = zoo.load(K1, None, seed=5, **options)
