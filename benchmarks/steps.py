@@ -17,12 +17,13 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import resource
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-THREADS = len(os.sched_getaffinity(0))  # as many as TensorFlow takes
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 CARDINALITY = 8
 
 
@@ -114,7 +115,10 @@ def peer(spec: dict[str, Any]) -> dict[str, Callable[[], Any]]:
 
 def peak_memory() -> int:
     """Bytes that this program has held at most; unlike ru_maxrss, not what the program before it in the process had."""
-    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    status = pathlib.Path("/proc/self/status")
+    if not status.is_file():  # macOS, whose getrusage tells bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = status.read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -10,6 +9,8 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from gated_resnext.versions import version
 
 WARM_UP = 2
 
@@ -58,7 +59,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": {name: importlib.metadata.version(name) for name in names},
+        "versions": {name: version(name) for name in names},
     }
 
 

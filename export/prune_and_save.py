@@ -47,16 +47,20 @@ COMPRESS = flags.DEFINE_list(
 COMPRESS_EPOCHS = flags.DEFINE_float("compress_epochs", 1.0, "Passes over the training images for each of them.")
 SPARSITY = flags.DEFINE_float("sparsity", 0.5, "Share of zeros in the kernels, for --compress=magnitude.")
 CLUSTERS = flags.DEFINE_integer("clusters", 16, "Different values in a kernel, for --compress=cluster.")
+REPLACE = flags.DEFINE_bool(
+    "replace", False, "Write the next version also where those before are of other classes or another input."
+)
 NOISE = flags.DEFINE_bool("noise", False, "Check on random pixels, where the data set is not at hand; no top-1 then.")
 
 
 def main(argv: list[str]) -> None:
     del argv
+    errors.check_given(WORKDIR, ENTRY, OUTPUT)
     if (WORKDIR.value is None) == (ENTRY.value is None):
         raise errors.UserError(
             "give one of --workdir=FOLDER (a training of yours) and --entry=NAME (published weights)"
         )
-    if ENTRY.value:
+    if ENTRY.value is not None:
         name, dataset = ENTRY.value, zoo.entry(ENTRY.value).dataset
         recipe = recipes.RECIPES[DATASETS[dataset].recipe]
     else:
@@ -69,7 +73,7 @@ def main(argv: list[str]) -> None:
 
     formats, methods = shipping.choose(FORMATS.value), _methods()
     _check_noise(formats, methods)
-    if ENTRY.value:
+    if ENTRY.value is not None:
         model, said = zoo.load(name, "published"), zoo.card(name)
     else:
         folder = pathlib.Path(WORKDIR.value).expanduser()
@@ -77,7 +81,8 @@ def main(argv: list[str]) -> None:
     shape, classes = model.input_shape[1:], model.output_shape[-1]
     labels = _labels(said, name, classes)
     network = trained.Trained(name, name, model.predict_on_batch, shape, classes, labels, dataset, recipe.test_resize)
-    probe, preprocessing, images = _probe(network, dataset, recipe, shape)
+    resize = said.get("resize") if isinstance(said, dict) else None
+    probe, preprocessing, images = _probe(network, dataset, recipe, shape, resize)
     shipped = shipping.ship(
         model,
         pathlib.Path(OUTPUT.value).expanduser() / name,
@@ -85,6 +90,7 @@ def main(argv: list[str]) -> None:
         preprocessing=preprocessing,
         formats=formats,
         max_top1_drop=MAX_TOP1_DROP.value,
+        replace=REPLACE.value,
         compressed={method: functools.partial(_compressed, model, method, images) for method in methods},
         labels=images.labels if labels is None and images is not None else labels,
         dataset=dataset,
@@ -143,7 +149,7 @@ def _compressed(model: Any, method: str, images: Images | None) -> bytes:
 
 
 def _probe(
-    network: trained.Trained, dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]
+    network: trained.Trained, dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int], resize: Any
 ) -> tuple[Probe, Preprocessing | None, Images | None]:
     """What to check on, how a picture becomes the network's pixels, and the data set, unless it is random pixels."""
     from export.formats import FORMATS as known
@@ -151,7 +157,7 @@ def _probe(
 
     count = IMAGES.value
     if NOISE.value:
-        preprocessing = _preprocessing(dataset, recipe, shape)
+        preprocessing = _preprocessing(dataset, recipe, shape, resize)
         return _noise(count or 1000, shape, preprocessing), preprocessing, None
     images = _images(network, dataset, recipe, shape)
     pixels, classes = images.test_batch(count or len(images))
@@ -174,10 +180,14 @@ def _images(network: trained.Trained, dataset: str, recipe: recipes.Recipe, shap
     return images
 
 
-def _preprocessing(dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int]) -> Preprocessing | None:
+def _preprocessing(
+    dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int], resize: Any
+) -> Preprocessing | None:
     """`Images.preprocessing` of a data set that is not at hand; None where nobody knows the size of its pictures."""
     from gated_resnext.preprocessing import Preprocessing
 
+    if type(resize) is int and resize > 0:  # as the training wrote it down
+        return Preprocessing(shape, resize)
     info = DATASETS.get(dataset)
     unknown = info is None and recipe.crop == "pad" and recipe.test_resize is None
     return None if unknown else Preprocessing.of(shape, recipe, info)

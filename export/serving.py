@@ -174,8 +174,8 @@ def models(root: pathlib.Path) -> list[str]:
 def is_served(model: pathlib.Path) -> bool:
     """Whether the largest version of a model, the one that TF Serving loads, is a SavedModel that may be read."""
     try:
-        versions = files.versions(model)
-        return bool(versions) and (model / str(versions[-1]) / "saved_model.pb").is_file()
+        newest = files.newest_version(model)
+        return newest is not None and (newest / "saved_model.pb").is_file()
     except PermissionError:
         return False
 
@@ -200,5 +200,5 @@ def _write(path: pathlib.Path, text: str) -> bool:
     if path.exists() and not path.read_bytes().startswith(MARK.encode()):
         return False
     with files.replacing(path) as temporary:
-        temporary.write_text(MARK + text, encoding="utf-8")
+        temporary.write_text(MARK + text, encoding="utf-8", newline="\n")
     return True

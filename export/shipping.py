@@ -17,7 +17,7 @@ from export import backend, saved_model, serving, tflite, warmup
 from export.compact import compact
 from export.counts import compact_counts
 from export.formats import DEFAULT, FORMATS
-from gated_resnext import files
+from gated_resnext import files, trained
 from gated_resnext.branches import GatedBranches
 from gated_resnext.errors import UserError
 from gated_resnext.evaluation import are_probabilities, check_classes, top1
@@ -76,6 +76,7 @@ def ship(
     compressed: Mapping[str, Callable[[], bytes]] | None = None,
     labels: Sequence[str] | None = None,
     dataset: str | None = None,
+    replace: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Shipped:
     """Writes the next version of a network, `output`/1, `output`/2 and so on, with a file a format and a receipt.
@@ -94,6 +95,7 @@ def ship(
         compressed: by method, what makes the content of a further .tflite file.
         labels: names of the classes.
         dataset: what it was trained on, as `gated_resnext.sources.open_source` calls it, for the receipt.
+        replace: whether the versions before may be of other classes or another input.
         say: is told what begins.
 
     Raises:
@@ -111,8 +113,12 @@ def ship(
     if served:
         serving.check_name(output)
     _check_served(output, served)
+    if not replace:
+        _check_versions(output, model.input_shape[1:], labels)
     if labels and len(labels) != model.output_shape[-1]:
         raise UserError(f"the network tells {model.output_shape[-1]} classes apart. Received: {len(labels)} labels")
+    if any("\n" in label for label in labels or ()):
+        raise UserError("names of classes are lines of labels.txt: none may hold an end of line")
     _check_probe(probe, chosen, [*(name for name in chosen if not FORMATS[name].exact), *(compressed or {})])
     samples = probe.images[:0] if probe.samples is None else probe.samples
     if isinstance(model, GatedResNeXt) and model.precision != "float32":
@@ -147,13 +153,14 @@ def ship(
             path = version.folder / (saved_model.LABELS if served else saved_model.LABELS.name)
             path.parent.mkdir(exist_ok=True)
             text = "".join(f"{label}\n" for label in labels)
-            path.write_text(text, encoding="utf-8", errors="surrogateescape")  # folders' names are any bytes
+            path.write_bytes(text.encode("utf-8", "surrogateescape"))  # folders' names are any bytes
         if served:
             notes += warmup.write(version.folder, output.name, small.input_shape[1:], pictures=bool(preprocessing))
         receipt = {
             "network": model.name,
             "dataset": dataset,
             "checked_on": f"{len(probe.images)} {probe.origin}",
+            "input_shape": list(small.input_shape[1:]),
             **_size(model, pruned, small),
             "top1": _top1(reference, probe.labels),
             "preprocessing": preprocessing and preprocessing.to_dict(),
@@ -162,7 +169,11 @@ def ship(
         files.write_json(version.folder / "receipt.json", receipt)
         _check_served(output, served)  # again: another export may have ended meanwhile
     if served:
-        notes += serving.write(output.parent)
+        try:
+            notes += serving.write(output.parent)
+        except OSError as error:  # the version is there, and a server loads it already
+            said = f"{error.strerror or error}: {error.filename}"
+            notes.append(f"models.config and the files beside it could not be brought up to date ({said})")
     return Shipped(version.path, receipt, notes)
 
 
@@ -173,6 +184,29 @@ def _check_served(output: pathlib.Path, served: bool) -> None:
             f"{output} is served by TF Serving, which loads its largest version: that must hold a SavedModel. "
             "Add saved_model to --formats or choose another --output"
         )
+
+
+def _check_versions(output: pathlib.Path, shape: tuple[int, ...], labels: Sequence[str] | None) -> None:
+    """Finds that the newest version before, as far as it says so, has the input and classes that its clients know."""
+    newest = files.newest_version(output)
+    if newest is None or not (newest / "receipt.json").is_file():
+        return
+    receipt, before = files.read_json(newest / "receipt.json"), trained.labels_beside(newest)
+    found = receipt.get("input_shape") if isinstance(receipt, dict) else None
+    other = ""
+    if isinstance(found, list) and tuple(found) != tuple(shape):
+        other = f"images of {tuple(found)}, not {tuple(shape)}"
+    elif before and labels and list(labels) != before:
+        other = f"the classes {_few(before)}, not {_few(labels)}"
+    if other:
+        raise UserError(
+            f"{newest} is of {other}, and its clients would be given this network: choose another --output, or say "
+            "--replace"
+        )
+
+
+def _few(labels: Sequence[str]) -> str:
+    return ", ".join([*labels[:3], *(["..."] if len(labels) > 3 else [])])
 
 
 def _check_probe(probe: Probe, formats: Sequence[str], lossy: Sequence[str]) -> None:

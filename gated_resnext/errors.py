@@ -41,6 +41,13 @@ def whole_number(field: str, value: Any) -> int:
     return number
 
 
+def check_given(*flags: Any) -> None:
+    """Raises UserError where a flag was given without a value, as by a variable of the shell that is not set."""
+    for flag in flags:
+        if flag.value is not None and not flag.value.strip():
+            raise UserError(f"--{flag.name} is empty: give it a value or leave it out")
+
+
 def first_line(error: BaseException) -> str:
     """Of what an error says, or its kind, where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

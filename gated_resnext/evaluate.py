@@ -52,9 +52,7 @@ def main(argv: list[str]) -> None:
         )
     if DATASET.value and IMAGE_FOLDER.value:
         raise errors.UserError("give one of --dataset=NAME and --image_folder=FOLDER")
-    for flag in (*sources, DATASET, IMAGE_FOLDER, OUTPUT):
-        if flag.value is not None and not flag.value.strip():
-            raise errors.UserError(f"--{flag.name} is empty: give it a value or leave it out")
+    errors.check_given(*sources, DATASET, IMAGE_FOLDER, OUTPUT)
     dataset = DATASET.value
     if IMAGE_FOLDER.value:
         dataset = FOLDER + str(pathlib.Path(IMAGE_FOLDER.value).expanduser().absolute())

@@ -29,9 +29,18 @@ STALE_S = 7 * 24 * 3600  # longer than anything is written
 def replacing(path: Path) -> Iterator[pathlib.Path]:
     """A temporary name beside `path` with the same ending; renamed to it on success, removed on failure.
 
-    Works for a file and for a folder that is not there yet.
+    Works for a file and for a folder that is not there yet. A link stays one, what it leads to is replaced.
     """
     path = pathlib.Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():  # /dev/stdout, a pipe: written to, never replaced
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = pathlib.Path(folder) / path.name
+            yield temporary
+            with open(path, "wb") as stream:
+                stream.write(temporary.read_bytes())
+        return
+    if path.is_symlink():
+        path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     with _partial(path) as temporary:
         yield temporary
@@ -76,9 +85,19 @@ def next_version(parent: Path) -> Iterator[Version]:
 
 def versions(parent: Path) -> list[int]:
     """The numbers among the names in a folder, in order; none where there is no such folder."""
-    parent = pathlib.Path(parent)
+    return sorted(_version_names(pathlib.Path(parent)))
+
+
+def newest_version(parent: Path) -> pathlib.Path | None:
+    """The folder of the largest number, which may be written with zeros before it; None where there is none."""
+    names = _version_names(pathlib.Path(parent))
+    return pathlib.Path(parent) / names[max(names)] if names else None
+
+
+def _version_names(parent: pathlib.Path) -> dict[int, str]:
+    """The names of versions, numbers of 64 bits, by number."""
     names = [path.name for path in parent.iterdir()] if parent.is_dir() else []
-    return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,18}", name))
+    return {int(name): name for name in names if re.fullmatch("[0-9]+", name) and int(name) < 2**63}
 
 
 def _numbered(folder: pathlib.Path, parent: pathlib.Path) -> pathlib.Path:
@@ -114,6 +133,8 @@ def _partial(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _sync(path: pathlib.Path) -> None:
     """Forces a file, or a folder's list of names, to the disk; what is behind the names may be somebody else's."""
+    if os.name == "nt":  # which opens no folder, and syncs nothing that is open for reading
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

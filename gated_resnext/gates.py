@@ -120,6 +120,7 @@ def straight_through(real_gates: Tensor, binary_gates: Tensor) -> Tensor:
 @ops.custom_gradient
 def _inputs_and_narrowed(gates: Tensor, y: Tensor, kernel: Tensor) -> tuple[Any, Any]:
     def inputs(gates: Tensor) -> Tensor:
+        gates = ops.cast(gates, y.dtype)
         return ops.relu(ops.reshape(ops.matmul(gates, ops.reshape(y, (y.shape[0], -1))), (gates.shape[0], *rows)))
 
     rows = ops.shape(y)[1:]
@@ -153,7 +154,7 @@ def inputs_and_narrowed(gates: Tensor, y: Tensor, kernel: Tensor) -> tuple[Tenso
     Returns:
         x = ReLU(gates y), (J, rows, channels), and x @ kernel, (J, rows, filters).
     """
-    pair = _inputs_and_narrowed(ops.cast(gates, y.dtype), y, kernel)
+    pair = _inputs_and_narrowed(ops.convert_to_tensor(gates), y, kernel)
     return pair[0], pair[1]
 
 
@@ -171,8 +172,8 @@ def aggregate(gates: Tensor, y: Tensor, learned: bool = True) -> Tensor:
         (J, batch, height, width, channels).
     """
     shape = ops.shape(y)
-    product = _product if learned else ops.matmul
-    flat = product(ops.cast(gates, y.dtype), ops.reshape(y, (shape[0], -1)))
+    gates, flat = ops.convert_to_tensor(gates), ops.reshape(y, (shape[0], -1))
+    flat = _product(gates, flat) if learned else ops.matmul(ops.cast(gates, y.dtype), flat)
     return ops.reshape(flat, (gates.shape[0], *shape[1:]))
 
 
@@ -183,17 +184,31 @@ def _product(gates: Tensor, y: Tensor) -> tuple[Tensor, Any]:
     def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return _product_gradient(gates, y, args[0] if upstream is None else upstream)
 
-    return ops.matmul(gates, y), grad
+    return ops.matmul(ops.cast(gates, y.dtype), y), grad
 
 
 def _product_gradient(gates: Tensor, y: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """That of the gates in their own dtype, and that of y in its."""
     # y was written long ago: its halves are read once each, the fresh gradient twice.
     half = (y.shape[0] + 1) // 2
     parts = [part for part in (y[:half], y[half:]) if part.shape[0]]
-    of_gates = ops.concatenate([ops.matmul(gradient, ops.transpose(part)) for part in parts], 1)
+    of_gates = ops.concatenate([_products_of_rows(gradient, part) for part in parts], 1)
     # That the product for y waits for the gates' keeps the latter's two together, a core each (docs/performance.md).
-    waiting = gates + 0 * of_gates
-    return of_gates, ops.matmul(ops.transpose(waiting), gradient)
+    waiting = ops.cast(gates, y.dtype) + 0 * ops.cast(of_gates, y.dtype)
+    return ops.cast(of_gates, gates.dtype), ops.matmul(ops.transpose(waiting), gradient)
+
+
+def _products_of_rows(a: Tensor, b: Tensor) -> Tensor:
+    """<a_j, b_k> for all rows.
+
+    What all gates of a row have in common goes when the row is scaled to sum 1; rounded to 16 bits before that, the
+    rest would be lost in it. JAX keeps 32 bits; TensorFlow's products are of the type of what they multiply.
+    """
+    if backend.backend() == "jax" and backend.standardize_dtype(a.dtype) != "float32":
+        from jax import lax, numpy
+
+        return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=numpy.float32)
+    return ops.matmul(a, ops.transpose(b))
 
 
 def entropy(real_gates: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ class GatedResNeXt(keras.Model):
                 "sum" if shared else "none",
                 _counted(connectivity, module),
                 synchronized,
-                _averaged(architecture, module),
+                _averaged(architecture, connectivity, module),
                 seed=seed_of_module,
                 name=plan.name,
             )(x)
@@ -269,12 +269,23 @@ def _counted(connectivity: Connectivity | None, module: int) -> tuple[int, ...] 
     return connectivity.active[module]
 
 
-def _averaged(architecture: Architecture, module: int) -> int:
-    """Of how many blocks a reader of this module takes the mean, 1 where it takes the sum; the head reads all C."""
-    if architecture.aggregation in ("shared", "sum"):
-        return 1
+def _averaged(architecture: Architecture, connectivity: Connectivity | None, module: int) -> int:
+    """Of how many blocks a reader of this module takes the mean, 1 where it takes the sum.
+
+    The head reads all blocks, any other the K of the architecture, unless a wiring has another number for all of them.
+    Real-valued gates sum to 1, whatever the aggregation.
+    """
     last = module == architecture.modules - 1
-    return architecture.cardinality if last or architecture.gates == "real" else architecture.fan_in
+    if architecture.aggregation == "shared" or (
+        architecture.aggregation == "sum" and (last or architecture.gates != "real")
+    ):
+        return 1
+    if last:
+        return connectivity.blocks[-1] if connectivity else architecture.cardinality
+    if architecture.gates == "real":
+        return architecture.cardinality
+    counts = {len(sources) for sources in connectivity.sources[module]} if connectivity else set()
+    return counts.pop() if len(counts) == 1 else architecture.fan_in
 
 
 def _stem(x: Any, architecture: Architecture, synchronized: bool, *, seed: int) -> Any:

@@ -1,6 +1,7 @@
 """Batch norm of branches: of narrow tensors directly, of wide ones from the statistics of what they are made of.
 
-Variables, statistics and their arithmetic are float32 under every precision.
+Variables, statistics and their arithmetic are float32 under every precision, as far as float32 goes: on NVIDIA's GPUs
+TensorFlow rounds what it multiplies to TF32 unless `tf.config.experimental.enable_tensor_float_32_execution(False)`.
 """
 
 from __future__ import annotations
@@ -168,4 +169,5 @@ def moments_after(x: Tensor, kernel: Tensor, synchronized: bool = False) -> tupl
     centered = x - mean
     rows = ops.cast(ops.shape(x)[1], "float32")
     covariance = everywhere(ops.matmul(ops.transpose(centered, (0, 2, 1)), centered) / rows)
-    return ops.matmul(mean, kernel)[:, 0], ops.sum(kernel * ops.matmul(covariance, kernel), axis=1)
+    variance = ops.sum(kernel * ops.matmul(covariance, kernel), axis=1)
+    return ops.matmul(mean, kernel)[:, 0], ops.maximum(variance, 0.0)  # which rounding could make negative

@@ -10,7 +10,6 @@ the same command again goes on where it stopped.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -21,6 +20,7 @@ from absl import flags
 
 import gated_resnext
 from gated_resnext import device_flags, errors, experiments, ledger, recipes, reproduction, zoo
+from gated_resnext.versions import version
 
 TABLE = flags.DEFINE_enum("table", None, [f"{number}" for number in experiments.TABLES], "Table of the paper.")
 FIGURE = flags.DEFINE_enum("figure", None, [f"{number}" for number in experiments.FIGURES], "Figure of the paper.")
@@ -121,7 +121,7 @@ def _backend() -> str:
 
 
 def _versions() -> str:
-    found = [f"{name} {importlib.metadata.version(name)}" for name in (_backend(), "keras")]
+    found = [f"{name} {version(name)}" for name in (_backend(), "keras")]
     return ", ".join([f"gated_resnext {gated_resnext.__version__}", *found, f"Python {platform.python_version()}"])
 
 

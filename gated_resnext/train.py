@@ -63,9 +63,7 @@ flags.adopt_module_key_flags(device_flags)
 
 def main(argv: list[str]) -> None:
     del argv
-    for flag in (ENTRY, DATASET, IMAGE_FOLDER, ARCHITECTURE, RECIPE, WIRING, WORKDIR):
-        if flag.value is not None and not flag.value.strip():
-            raise errors.UserError(f"--{flag.name} is empty: give it a value or leave it out")
+    errors.check_given(ENTRY, DATASET, IMAGE_FOLDER, ARCHITECTURE, RECIPE, WIRING, WORKDIR)
     run = None if DATASET.value or IMAGE_FOLDER.value else _wired(_run_of_the_zoo())
 
     from gated_resnext import trainer

@@ -103,6 +103,8 @@ def of_saved_model(path: str | os.PathLike[str], white: float = 255.0) -> Traine
     Raises:
         UserError: if it cannot be read, or does not map one batch of images to one batch of classes.
     """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(f"{path} is read by TensorFlow, which is not installed: pip install tensorflow")
     from gated_resnext import interchange
 
     opened = interchange.opened(path, white)
@@ -117,16 +119,18 @@ def of_saved_model(path: str | os.PathLike[str], white: float = 255.0) -> Traine
         opened.answers,
         opened.shape,
         opened.classes,
-        _labels_beside(folder),
+        labels_beside(folder),
         dataset if isinstance(dataset, str) else None,
         resize if type(resize) is int and resize > 0 else None,
     )
 
 
-def _labels_beside(folder: pathlib.Path) -> list[str] | None:
+def labels_beside(folder: pathlib.Path) -> list[str] | None:
+    """The names of the classes that an export wrote beside the network."""
     for path in (folder / "assets" / "labels.txt", folder / "labels.txt"):
         if path.is_file():
-            return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            text = path.read_bytes().decode("utf-8", "surrogateescape")
+            return text.removesuffix("\n").split("\n")  # a name may hold other ends of lines
     return None
 
 
@@ -192,8 +196,10 @@ def check_classes(network: Trained, dataset: str, labels: list[str]) -> None:
     """
     if network.classes not in (None, len(labels)):
         raise UserError(f"{network.name} tells {network.classes} classes apart, {dataset} has {len(labels)}")
-    if network.labels is None or _are_numbers(network.labels) or _are_numbers(labels):
+    if network.labels is None:
         return
+    if (_are_numbers(network.labels) or _are_numbers(labels)) and set(network.labels) != set(labels):
+        return  # the same numbers in another order are those of folders: 0, 1, 10, 2
     for number, (own, other) in enumerate(zip(network.labels, labels, strict=False)):
         if own != other:
             raise UserError(f"class {number} is {own!r} to {network.name} and {other!r} in {dataset}")

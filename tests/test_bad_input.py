@@ -787,6 +787,8 @@ def cases():
             add(module, f"workdir {folder}", f"--workdir={folder}")
         for run in BAD_WORKDIRS:
             add(module, run, f"--workdir=workdirs/{run}", "--output=out.svg")
+    for flags in (["--entry="], ["--workdir="], [f"--entry={K1}", "--output="]):
+        add(EXPORT, f"empty {flags[-1]}", *flags)
     for result_ in RESULTS:
         add(DRAW, f"result {result_}", f"--workdir=results/{result_}")
     add(DRAW, "output folder", f"--entry={K1}", "--output=photos")

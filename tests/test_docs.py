@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 
 import pytest
 from test_draw import documented
@@ -126,7 +127,7 @@ def test_the_job_of_several_workers_sets_their_cluster(run_python):
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
     [container] = pod["containers"]
     # The script as a pod runs it, up to the training itself.
-    script = container["args"][0].split("python -m")[0] + 'echo "$TF_CONFIG"\n'
+    script = container["args"][0].split("result=")[0] + 'echo "$TF_CONFIG"\n'
     for index in range(job["spec"]["completions"]):
         env = {**os.environ, "JOB_COMPLETION_INDEX": str(index)}
         done = subprocess.run([*container["command"], script], env=env, capture_output=True, text=True, check=True)
@@ -137,6 +138,51 @@ def test_the_job_of_several_workers_sets_their_cluster(run_python):
         re.findall(r"^  --(?:\[no\])?(\w+):", run_python("-m", "gated_resnext.train", "--help").stdout, re.MULTILINE)
     )
     assert "strategy" in known and flags <= known
+
+
+TRAINING = """#!/usr/bin/env bash
+# In the place of python: a training of some steps, which saves when it is told to end.
+touch {folder}/began
+trap 'touch {folder}/saved; exit 0' TERM
+for _ in $(seq {seconds}); do sleep 0.1; done
+{then}
+"""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "then", "signals", "status"),
+    [
+        (3, "touch {folder}/runs/imagenet_50_4_32_k16/result.json", False, 0),
+        (300, "", True, 1),
+        (3, "exit 1", False, 1),
+    ],
+    ids=["finished", "stopped", "failed"],
+)
+def test_the_job_ends_as_its_training_does(tmp_path, seconds, then, signals, status):
+    yaml = pytest.importorskip("yaml", reason="needs PyYAML, to read the Kubernetes manifest")
+    _, job = yaml.safe_load_all((DOCS / "kubernetes-training.yaml").read_text(encoding="utf-8"))
+    [container] = job["spec"]["template"]["spec"]["containers"]
+    (tmp_path / "runs" / "imagenet_50_4_32_k16").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(TRAINING.format(folder=tmp_path, seconds=seconds, then=then.format(folder=tmp_path)))
+    python.chmod(0o755)
+    script = container["args"][0].replace("/data/", f"{tmp_path}/").replace("tries=20", "tries=2")
+    env = {**os.environ, "JOB_COMPLETION_INDEX": "0", "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    command = [*container["command"], script]
+    began = time.monotonic()
+    with subprocess.Popen(command, env=env) as process:
+        while not (tmp_path / "began").exists():
+            assert time.monotonic() - began < 60
+            time.sleep(0.02)
+        if signals:
+            time.sleep(0.3)
+            process.terminate()
+        assert process.wait(25) == status
+    assert (tmp_path / "saved").exists() == signals
+    if status == 0:  # the run is done: nothing is begun again
+        (tmp_path / "began").unlink()
+        assert subprocess.run(command, env=env).returncode == 0 and not (tmp_path / "began").exists()
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")) if DOCS.is_dir() else [])

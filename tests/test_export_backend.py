@@ -68,10 +68,14 @@ def test_functions_say_which_backend_they_need(backend, tmp_path, run_python):
 
 @pytest.mark.parametrize(
     ("module", "flags"),
-    [("prune_and_save", [f"--entry={K1}"]), ("compare", ["--saved_model=a", "--saved_model=b"])],
+    [
+        ("export.prune_and_save", [f"--entry={K1}"]),
+        ("export.compare", ["--saved_model=a", "--saved_model=b"]),
+        ("gated_resnext.evaluate", ["--saved_model=a"]),
+    ],
 )
 def test_without_tensorflow_the_commands_say_so(module, flags, tmp_path, run_python):
-    done = run_python("-c", WITHOUT, f"export.{module}", *flags, env={"KERAS_BACKEND": "jax"}, cwd=tmp_path)
+    done = run_python("-c", WITHOUT, module, *flags, env={"KERAS_BACKEND": "jax"}, cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.endswith("TensorFlow, which is not installed: pip install tensorflow")

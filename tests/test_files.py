@@ -174,6 +174,35 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_partial(run_python, tmp_pa
     assert os.listdir(tmp_path) == ["a.file"]
 
 
+def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "real.json").write_text("1")
+    (tmp_path / "link.json").symlink_to("kept/real.json")
+    files.write_json(tmp_path / "link.json", {"a": 2})
+    assert (tmp_path / "link.json").is_symlink() and files.read_json(tmp_path / "kept" / "real.json") == {"a": 2}
+    assert sorted(os.listdir(tmp_path)) == ["kept", "link.json"] and os.listdir(tmp_path / "kept") == ["real.json"]
+
+
+def test_a_pipe_is_written_to_and_stays(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        files.write_json(tmp_path / "pipe", {"a": 2})
+        assert json.loads(read.result(20)) == {"a": 2}
+    assert (tmp_path / "pipe").is_fifo() and os.listdir(tmp_path) == ["pipe"]
+
+
+@pytest.mark.parametrize(
+    ("there", "newest"),
+    [([], None), (["a", ".1", "1 "], None), (["1", "0012", "3"], "0012"), (["9", "9223372036854775808"], "9")],
+)
+def test_the_newest_version_is_that_of_the_largest_number(tmp_path, there, newest):
+    for name in there:
+        (tmp_path / name).mkdir()
+    assert files.newest_version(tmp_path) == (None if newest is None else tmp_path / newest)
+    assert files.newest_version(tmp_path / "missing") is None
+
+
 def test_sha256_is_that_of_hashlib(tmp_path):
     content = np.random.default_rng(0).bytes(1_000_003)
     (tmp_path / "a").write_bytes(content)

@@ -265,12 +265,33 @@ def test_the_network_that_reads_all_blocks_trains_as_resnext(wiring):
         ({}, 4, 9),  # the mean of K = 2, the head's of C = 3
         ({"aggregation": "weighted"}, 4, 9),
         ({"gates": "real"}, 9, 9),
+        ({"gates": "real", "aggregation": "sum"}, 9, 1),  # real gates sum to 1, the head's sum is one
         ({"aggregation": "sum"}, 1, 1),
         ({"aggregation": "shared", "fan_in": 3}, 1, 1),
     ],
 )
 def test_residuals_of_a_mean_learn_as_those_of_a_sum(changes, inner, last):
-    model = GatedResNeXt(SMALL.replace(**changes), seed=0)
+    check_factors(GatedResNeXt(SMALL.replace(**changes), seed=0), inner, last)
+
+
+@pytest.mark.parametrize(
+    ("sources", "inner", "last"),
+    [
+        (((0, 1, 2),) * 3, 9, 9),
+        (((0,), (2,), (1,)), 1, 9),
+        (((0, 1), (1, 2)), 4, 4),  # two blocks for the head
+        (((0,), (0, 1, 2), (1,)), 4, 9),  # of no one number: K
+    ],
+)
+def test_a_wiring_says_of_how_many_the_mean_is(sources, inner, last):
+    wiring = Connectivity(3, (((0, 1), (1, 2), (0, 2)), sources))
+    model = GatedResNeXt(SMALL, wiring, seed=0)
+    factors = {v.path: getattr(v, "rate_factor", 1.0) for v in model.trainable_variables}
+    names = [plan.name for plan in SMALL.plan()]
+    assert [factors[f"{name}/expand/norm/gamma"] for name in names] == [4, inner, last]
+
+
+def check_factors(model, inner, last):
     factors = {v.path: getattr(v, "rate_factor", 1.0) for v in model.trainable_variables}
     *before, end = (plan.name for plan in SMALL.plan())
     expected = {f"{name}/expand/norm/{kind}": inner for name in before for kind in ("gamma", "beta")}

@@ -3,12 +3,14 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from gated_resnext import files, zoo
 from gated_resnext.data import Images
@@ -240,6 +242,37 @@ def test_noise_checks_without_the_data_set(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     receipt = files.read_json(tmp_path / "digits_11_4_4_k1" / "1" / "receipt.json")
     assert receipt["top1"] is None and receipt["checked_on"] == "8 images of random pixels"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--entry=",), "--entry is empty"),
+        (("--workdir=",), "--workdir is empty"),
+        (("--entry=digits_11_4_4_k1", "--output= "), "--output is empty"),
+    ],
+)
+def test_a_flag_without_a_value_is_said(flags, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in one_line(run(*flags))
+    assert not list(tmp_path.iterdir())
+
+
+def test_noise_takes_the_size_of_pictures_from_the_training(trained, tmp_path):
+    """Of a data set that is neither at hand nor in the table; where the training did not say, nobody knows."""
+    for name, resize, signatures in (("said", 9, 2), ("unsaid", None, 1)):
+        workdir = tmp_path / name
+        shutil.copytree(trained, workdir)
+        run_json, result = files.read_json(workdir / "run.json"), files.read_json(workdir / "result.json")
+        files.write_json(workdir / "run.json", {**run_json, "dataset": "mnist"})
+        files.write_json(workdir / "result.json", {**result, "dataset": "mnist", "labels": None, "resize": resize})
+        output = tmp_path / f"{name}_models"
+        done = run(f"--workdir={workdir}", f"--output={output}", "--noise", "--images=8", "--formats=saved_model")
+        assert done.returncode == 0, done.stderr
+        loaded = tf.saved_model.load(output / "digits_11_4_4_k1" / "1")
+        assert len(loaded.signatures) == signatures
+        receipt = files.read_json(output / "digits_11_4_4_k1" / "1" / "receipt.json")
+        assert receipt["preprocessing"] == (None if resize is None else {"shape": [8, 8, 1], "resize": 9})
 
 
 def test_compressed_files_are_checked_and_weighed(trained, digits_dir, tmp_path):

@@ -223,13 +223,21 @@ def test_a_model_that_may_not_be_read_is_left_out(tmp_path, monkeypatch):
     for name in ("a", "closed"):
         fake_version(tmp_path / name, 1)
 
-    def versions(folder):
+    def newest_version(folder):
         if folder.name == "closed":
             raise PermissionError(13, "Permission denied", str(folder))
-        return [1]
+        return folder / "1"
 
-    monkeypatch.setattr(serving.files, "versions", versions)
+    monkeypatch.setattr(serving.files, "newest_version", newest_version)
     assert serving.models(tmp_path) == ["a"]
+
+
+def test_a_number_may_have_zeros_before_it(tmp_path):
+    fake_version(tmp_path / "theirs", "00000123")
+    fake_version(tmp_path / "newer", "7")
+    fake_version(tmp_path / "newer", "0012", "model.tflite")
+    fake_version(tmp_path / "nanoseconds", "1795702482293499123")
+    assert serving.models(tmp_path) == ["nanoseconds", "theirs"]
 
 
 def test_a_file_of_ones_own_stays(tmp_path):

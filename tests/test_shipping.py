@@ -1,5 +1,7 @@
 """What `export.shipping.ship` refuses, and says so before it writes anything."""
 
+import os
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from keras import layers
 
 from export import comparison, shipping, tflite
 from export.compact import compact
-from gated_resnext import Architecture, Connectivity, GatedResNeXt, trained
+from gated_resnext import Architecture, Connectivity, GatedResNeXt, files, trained
 from gated_resnext.branches import GatedBranches
 from gated_resnext.errors import UserError
 from gated_resnext.preprocessing import Preprocessing
@@ -117,11 +119,41 @@ def test_outputs_in_a_dictionary_are_refused(tmp_path):
         ship(keras.Model(model.input, {"probabilities": model.output}), tmp_path / "net")
 
 
-def test_names_of_classes_are_any_bytes(tmp_path):
-    names = ["a", "caf\udce9", "größe"]
+def test_names_of_classes_are_any_bytes_but_the_end_of_a_line(tmp_path):
+    names = ["a\u2028b\x0c", "caf\udce9\r", "größe"]
     folder = ship(own("softmax"), tmp_path / "net", labels=names).folder
-    assert (folder / "labels.txt").read_bytes().split(b"\n") == [b"a", b"caf\xe9", "größe".encode(), b""]
+    lines = ["a\u2028b\x0c".encode(), b"caf\xe9\r", "größe".encode(), b""]
+    assert (folder / "labels.txt").read_bytes().split(b"\n") == lines
     assert trained.of_saved_model(folder / "model.tflite").labels == names
+    with pytest.raises(UserError, match="none may hold an end of line"):
+        ship(own("softmax"), tmp_path / "other", labels=["a", "b\nc", "d"])
+    assert os.listdir(tmp_path) == ["net"]
+
+
+def test_the_next_version_is_of_the_same_classes_and_input_or_said_to_replace_them(tmp_path):
+    birds, cars = ["crow", "owl", "wren"], ["coupe", "truck", "van"]
+    for labels in (None, birds, None, birds):  # nobody says, or the same
+        ship(network(), tmp_path / "net", labels=labels)
+    ship(network(), tmp_path / "net", labels=birds)
+    with pytest.raises(
+        UserError, match=r"net/5 is of the classes crow, owl, wren, not coupe, truck, van, and its clients"
+    ):
+        ship(network(), tmp_path / "net", labels=cars)
+    larger = own("softmax", (9, 8, 1))
+    probe = shipping.Probe(np.zeros((2, 9, 8, 1), np.uint8), None, "images of no light")
+    with pytest.raises(
+        UserError, match=r"is of images of \(8, 8, 1\), not \(9, 8, 1\), .*choose another --output, or say"
+    ):
+        shipping.ship(larger, tmp_path / "net", probe, formats=["tflite"])
+    assert files.versions(tmp_path / "net") == [1, 2, 3, 4, 5]
+    assert ship(network(), tmp_path / "net", labels=cars, replace=True).folder.name == "6"
+
+
+def test_a_version_that_is_there_is_told_of_though_what_is_around_it_cannot_be_written(tmp_path):
+    (tmp_path / "models.config").mkdir()
+    shipped = ship(network(), tmp_path / "net", formats=["saved_model"])
+    [note] = [note for note in shipped.notes if note.startswith("models.config and the files beside it could not be")]
+    assert str(tmp_path / "models.config") in note and files.versions(tmp_path / "net") == [1]
 
 
 def test_outputs_that_are_no_probabilities_of_one_class_each_are_refused(tmp_path):

@@ -148,6 +148,15 @@ def test_classes_of_other_names_are_refused(places, photos, tmp_path):
         assert found.labels == tuple(names)
 
 
+def test_numbers_in_the_order_of_folders_are_other_classes():
+    numbers = [str(number) for number in range(12)]
+    network = trained.of_entry(K1)._replace(classes=12)
+    for own, others in ((numbers, sorted(numbers)), (sorted(numbers), numbers)):
+        with pytest.raises(UserError, match=f"class 2 is '{own[2]}' to {K1} and '{others[2]}' in folder:signs"):
+            trained.check_classes(network._replace(labels=own), "folder:signs", others)
+        trained.check_classes(network._replace(labels=own), "folder:signs", own)
+
+
 def test_a_workdir_without_a_trained_network_is_refused(tmp_path):
     with pytest.raises(UserError, match="has no trained network .it holds no training"):
         trained.of_workdir(tmp_path)
