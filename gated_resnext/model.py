@@ -272,8 +272,9 @@ def _counted(connectivity: Connectivity | None, module: int) -> tuple[int, ...] 
 def _averaged(architecture: Architecture, connectivity: Connectivity | None, module: int) -> int:
     """Of how many blocks a reader of this module takes the mean, 1 where it takes the sum.
 
-    The head reads all blocks, any other the K of the architecture, unless a wiring has another number for all of them.
-    Real-valued gates sum to 1, whatever the aggregation.
+    The head reads all blocks, any other the K of the architecture, also where a wiring has other numbers: those of a
+    pruned one could be others again, and its blocks are to learn as before. Real-valued gates sum to 1, whatever the
+    aggregation.
     """
     last = module == architecture.modules - 1
     if architecture.aggregation == "shared" or (
@@ -282,10 +283,7 @@ def _averaged(architecture: Architecture, connectivity: Connectivity | None, mod
         return 1
     if last:
         return connectivity.blocks[-1] if connectivity else architecture.cardinality
-    if architecture.gates == "real":
-        return architecture.cardinality
-    counts = {len(sources) for sources in connectivity.sources[module]} if connectivity else set()
-    return counts.pop() if len(counts) == 1 else architecture.fan_in
+    return architecture.cardinality if architecture.gates == "real" else architecture.fan_in
 
 
 def _stem(x: Any, architecture: Architecture, synchronized: bool, *, seed: int) -> Any:

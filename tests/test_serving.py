@@ -269,10 +269,10 @@ def test_exports_at_the_same_time_are_all_listed(tmp_path):
 
 def test_every_export_is_a_new_version_and_a_device_only_one_is_none_for_the_server(tmp_path):
     first = ship(tmp_path / "net")
-    second = ship(tmp_path / "net", preprocessing=Preprocessing((8, 8, 1), 8), labels=["a", "b"])
+    second = ship(tmp_path / "net", preprocessing=Preprocessing((8, 8, 1), 8), labels=list("abcdefghij"))
     assert (first.folder, second.folder) == (tmp_path / "net" / "1", tmp_path / "net" / "2")
     assert second.receipt == files.read_json(second.folder / "receipt.json") and second.notes == []
-    assert (second.folder / "assets" / "labels.txt").read_text() == "a\nb\n"
+    assert (second.folder / "assets" / "labels.txt").read_text() == "a\nb\nc\nd\ne\nf\ng\nh\ni\nj\n"
     with pytest.raises(UserError, match="largest version: that must hold a SavedModel"):
         ship(tmp_path / "net", "tflite")
     assert files.versions(tmp_path / "net") == [1, 2] and served_models(tmp_path) == ["net"]
