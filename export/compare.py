@@ -38,7 +38,7 @@ JSON = flags.DEFINE_string("json", None, "File to write the comparison to, too."
 
 def main(argv: list[str]) -> None:
     del argv
-    errors.check_given(IMAGES_FROM, JSON)
+    errors.check_given(IMAGES_FROM, JSON, DATA_DIR)
     if len(SAVED_MODEL.value) != 2 or len(WHITE.value) > 2:
         raise errors.UserError(
             f"give --saved_model=PATH twice, and --white at most twice. Received: {len(SAVED_MODEL.value)} and "

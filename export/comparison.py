@@ -13,7 +13,7 @@ import numpy as np
 
 from export import latency, saved_model
 from gated_resnext.errors import UserError
-from gated_resnext.evaluation import are_probabilities, check_classes, softmax, top1
+from gated_resnext.evaluation import are_probabilities, check_one_class_each, softmax, top1
 from gated_resnext.interchange import Opened
 
 BATCHES = (1, 64)
@@ -71,7 +71,7 @@ def compare(
         UserError: if they do not take such images, or have different numbers of classes, or another than `classes`.
     """
     if labels is not None:
-        check_classes(labels, len(images))
+        check_one_class_each(labels, len(images))
     outputs = [model.answers(images) for model in (a, b)]
     if outputs[0].shape != outputs[1].shape:
         raise UserError(f"{a.path} tells {outputs[0].shape[1]} classes apart, {b.path} {outputs[1].shape[1]}")

@@ -55,7 +55,7 @@ NOISE = flags.DEFINE_bool("noise", False, "Check on random pixels, where the dat
 
 def main(argv: list[str]) -> None:
     del argv
-    errors.check_given(WORKDIR, ENTRY, OUTPUT)
+    errors.check_given(WORKDIR, ENTRY, OUTPUT, DATA_DIR)
     if (WORKDIR.value is None) == (ENTRY.value is None):
         raise errors.UserError(
             "give one of --workdir=FOLDER (a training of yours) and --entry=NAME (published weights)"

@@ -20,7 +20,7 @@ from export.formats import DEFAULT, FORMATS
 from gated_resnext import files, trained
 from gated_resnext.branches import GatedBranches
 from gated_resnext.errors import UserError
-from gated_resnext.evaluation import are_probabilities, check_classes, top1
+from gated_resnext.evaluation import are_probabilities, check_one_class_each, top1
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.preprocessing import Preprocessing
 from gated_resnext.pruning import prune, rebuild
@@ -114,7 +114,7 @@ def ship(
         serving.check_name(output)
     _check_served(output, served)
     if not replace:
-        _check_versions(output, model.input_shape[1:], labels)
+        _check_versions(output, model.input_shape[1:], model.output_shape[-1], labels)
     if labels and len(labels) != model.output_shape[-1]:
         raise UserError(f"the network tells {model.output_shape[-1]} classes apart. Received: {len(labels)} labels")
     if any("\n" in label for label in labels or ()):
@@ -161,6 +161,7 @@ def ship(
             "dataset": dataset,
             "checked_on": f"{len(probe.images)} {probe.origin}",
             "input_shape": list(small.input_shape[1:]),
+            "classes": small.output_shape[-1],
             **_size(model, pruned, small),
             "top1": _top1(reference, probe.labels),
             "preprocessing": preprocessing and preprocessing.to_dict(),
@@ -186,16 +187,19 @@ def _check_served(output: pathlib.Path, served: bool) -> None:
         )
 
 
-def _check_versions(output: pathlib.Path, shape: tuple[int, ...], labels: Sequence[str] | None) -> None:
+def _check_versions(output: pathlib.Path, shape: tuple[int, ...], classes: int, labels: Sequence[str] | None) -> None:
     """Finds that the newest version before, as far as it says so, has the input and classes that its clients know."""
     newest = files.newest_version(output)
     if newest is None or not (newest / "receipt.json").is_file():
         return
     receipt, before = files.read_json(newest / "receipt.json"), trained.labels_beside(newest)
-    found = receipt.get("input_shape") if isinstance(receipt, dict) else None
+    said = receipt if isinstance(receipt, dict) else {}
+    found, count = said.get("input_shape"), said.get("classes", len(before) if before else None)
     other = ""
     if isinstance(found, list) and tuple(found) != tuple(shape):
         other = f"images of {tuple(found)}, not {tuple(shape)}"
+    elif count not in (None, classes):
+        other = f"{count} classes, not {classes}"
     elif before and labels and list(labels) != before:
         other = f"the classes {_few(before)}, not {_few(labels)}"
     if other:
@@ -214,7 +218,7 @@ def _check_probe(probe: Probe, formats: Sequence[str], lossy: Sequence[str]) -> 
     if lossy and probe.labels is None:
         raise UserError(f"{lossy[0]} is checked by its top-1: give Probe.labels, the classes of the images")
     if probe.labels is not None:
-        check_classes(probe.labels, len(probe.images))
+        check_one_class_each(probe.labels, len(probe.images))
     measured = [name for name in formats if FORMATS[name].measures]
     if measured and (probe.samples is None or len(probe.samples) == 0):
         raise UserError(f"{measured[0]} measures its ranges on training images: give Probe.samples")

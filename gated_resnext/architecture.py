@@ -141,7 +141,7 @@ class Architecture:
                 "aggregation='weighted' goes with gates='binary': real-valued gates are weights of the sum already. "
                 "Received: gates='real'"
             )
-        shape = tuple(map(_plain, self.input_shape))
+        shape = tuple(map(_plain, self.input_shape)) if isinstance(self.input_shape, Iterable) else ()
         if len(shape) != 3 or not all(type(n) is int and 0 < n <= MOST for n in shape):
             raise ValueError(f"input_shape must be (height, width, channels). Received: {self.input_shape!r}")
         object.__setattr__(self, "input_shape", shape)
@@ -155,7 +155,9 @@ class Architecture:
         stages = tuple(map(_plain, self.stages)) if isinstance(self.stages, Iterable) else ()
         whole = all(type(count) is int for count in stages)
         if not stages or not whole or min(stages) < 1 or sum(stages) != self.modules:
-            raise ValueError(f"stages must sum to the {self.modules} modules of depth {self.depth}. Received: {stages}")
+            raise ValueError(
+                f"stages must sum to the {self.modules} modules of depth {self.depth}. Received: {self.stages!r}"
+            )
         object.__setattr__(self, "stages", stages)
 
     @property

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
         )
     if DATASET.value and IMAGE_FOLDER.value:
         raise errors.UserError("give one of --dataset=NAME and --image_folder=FOLDER")
-    errors.check_given(*sources, DATASET, IMAGE_FOLDER, OUTPUT)
+    errors.check_given(*sources, DATASET, IMAGE_FOLDER, OUTPUT, DATA_DIR)
     dataset = DATASET.value
     if IMAGE_FOLDER.value:
         dataset = FOLDER + str(pathlib.Path(IMAGE_FOLDER.value).expanduser().absolute())

@@ -141,7 +141,7 @@ class Evaluation:
 def _check(rows: np.ndarray, right: np.ndarray, labels: Sequence[str], bins: int) -> None:
     if rows.ndim != 2 or not rows.size:
         raise UserError(f"expected probabilities (n, classes). Received: {rows.shape}")
-    check_classes(right, len(rows))
+    check_one_class_each(right, len(rows))
     if len(labels) != rows.shape[1]:
         raise UserError(f"there are probabilities of {rows.shape[1]} classes and names of {len(labels)}")
     if right.min() < 0 or right.max() >= len(labels):
@@ -152,7 +152,7 @@ def _check(rows: np.ndarray, right: np.ndarray, labels: Sequence[str], bins: int
         raise UserError(f"bins must be at least 1. Received: {bins}")
 
 
-def check_classes(classes: Any, images: int) -> None:
+def check_one_class_each(classes: Any, images: int) -> None:
     """Finds that there is a class for each image.
 
     Raises:

@@ -11,6 +11,8 @@ import os
 import pathlib
 import re
 import shutil
+import stat
+import sys
 import tempfile
 import time
 import zipfile
@@ -29,14 +31,16 @@ STALE_S = 7 * 24 * 3600  # longer than anything is written
 def replacing(path: Path) -> Iterator[pathlib.Path]:
     """A temporary name beside `path` with the same ending; renamed to it on success, removed on failure.
 
-    Works for a file and for a folder that is not there yet. A link stays one, what it leads to is replaced.
+    Works for a file and for a folder that is not there yet. A link stays one, what it leads to is replaced. A pipe, a
+    device or what this process prints to, such as /dev/stdout, is written to.
     """
     path = pathlib.Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():  # /dev/stdout, a pipe: written to, never replaced
+    if _is_stream(path):
         with tempfile.TemporaryDirectory() as folder:
             temporary = pathlib.Path(folder) / path.name
             yield temporary
-            with open(path, "wb") as stream:
+            sys.stdout.flush()
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as stream:
                 stream.write(temporary.read_bytes())
         return
     if path.is_symlink():
@@ -48,6 +52,20 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
             _sync(written)
         os.replace(temporary, path)
         _sync(path.parent)
+
+
+def _is_stream(path: pathlib.Path) -> bool:
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        return True
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):  # closed
+            if os.path.samestat(found, os.fstat(descriptor)):
+                return True
+    return False
 
 
 class Version:

@@ -194,8 +194,9 @@ def _product_gradient(gates: Tensor, y: Tensor, gradient: Tensor) -> tuple[Tenso
     parts = [part for part in (y[:half], y[half:]) if part.shape[0]]
     of_gates = ops.concatenate([_products_of_rows(gradient, part) for part in parts], 1)
     # That the product for y waits for the gates' keeps the latter's two together, a core each (docs/performance.md).
-    waiting = ops.cast(gates, y.dtype) + 0 * ops.cast(of_gates, y.dtype)
-    return ops.cast(of_gates, gates.dtype), ops.matmul(ops.transpose(waiting), gradient)
+    of_gates = ops.cast(of_gates, gates.dtype)
+    waiting = ops.cast(gates + 0 * of_gates, y.dtype)
+    return of_gates, ops.matmul(ops.transpose(waiting), gradient)
 
 
 def _products_of_rows(a: Tensor, b: Tensor) -> Tensor:

@@ -272,8 +272,8 @@ def _counted(connectivity: Connectivity | None, module: int) -> tuple[int, ...] 
 def _averaged(architecture: Architecture, connectivity: Connectivity | None, module: int) -> int:
     """Of how many blocks a reader of this module takes the mean, 1 where it takes the sum.
 
-    The head reads all blocks, any other the K of the architecture, also where a wiring has other numbers: those of a
-    pruned one could be others again, and its blocks are to learn as before. Real-valued gates sum to 1, whatever the
+    The head reads all blocks, any other the K of the architecture, also where a wiring has other numbers: pruning
+    may change those, and the blocks are to learn as before. Real-valued gates sum to 1, whatever the
     aggregation.
     """
     last = module == architecture.modules - 1

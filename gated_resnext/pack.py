@@ -24,8 +24,9 @@ PART_MIB = flags.DEFINE_integer("part_mib", 48, "The most pixels of a file, in M
 
 def main(argv: list[str]) -> None:
     del argv
-    if DATASET.value not in zoo.DATASETS:
-        raise errors.UserError(f"dataset must be one of {', '.join(zoo.DATASETS)}. Received: {DATASET.value!r}")
+    errors.check_given(DATA_DIR, OUTPUT)
+    if DATASET.value not in PACKED:
+        raise errors.UserError(f"dataset must be one of {', '.join(PACKED)}. Received: {DATASET.value!r}")
     from gated_resnext import arrays
     from gated_resnext.data import Images
 

@@ -37,7 +37,7 @@ def preprocess_input(
     Args:
         images: (n, height, width, channels), or a sequence of (height, width, channels) of different sizes, whole
             numbers or floats from 0 to 255. Of 4 channels the fourth, transparency, is dropped.
-        network: an entry of the zoo, a network, or (height, width, channels).
+        network: an entry of the zoo, any Keras model of one image, or (height, width, channels).
         resize: shorter side before the central crop; None for the entry's, which a network of the zoo's name and
             input has too, else just large enough.
 

@@ -47,7 +47,7 @@ GATE_LEARNING_RATE = flags.DEFINE_float(
 DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "Folder of tensorflow-datasets, or under JAX of gated_resnext.pack. Default: ~/tensorflow_datasets, or . there.",
+    "Folder of tensorflow-datasets (default: ~/tensorflow_datasets), or under JAX of gated_resnext.pack (default: .).",
 )
 OUTPUT = flags.DEFINE_string("output", "runs/reproduce", "Folder of workdirs, Markdown and CSV.")
 HARDWARE = flags.DEFINE_string("hardware", None, "What it is trained on, for the header. Default: cores and system.")
@@ -57,6 +57,7 @@ flags.adopt_module_key_flags(device_flags)
 
 def main(argv: list[str]) -> None:
     del argv
+    errors.check_given(DATASET, RECIPE, OUTPUT, HARDWARE, DATA_DIR)
     experiment = reproduction.chosen(_experiment(), ROWS.value)
     name = RECIPE.value or zoo.DATASETS[experiment.dataset].recipe
     whole = recipes.RECIPES[zoo.DATASETS[experiment.dataset].recipe]

@@ -92,8 +92,13 @@ class Termination:
 
 
 def _give_up() -> None:
-    try:  # whoever read this may be gone, or reading it slowly
+    said = threading.Thread(target=_say_stopped, daemon=True)
+    said.start()
+    said.join(1.0)  # whoever reads it may be slow
+    os._exit(0)
+
+
+def _say_stopped() -> None:
+    with contextlib.suppress(OSError, RuntimeError, ValueError):  # or gone
         print("Stopped during a step; the newest checkpoint is from before it", flush=True)
         sys.stderr.flush()
-    finally:
-        os._exit(0)

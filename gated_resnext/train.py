@@ -49,7 +49,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs
 DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "Folder of tensorflow-datasets, or under JAX of gated_resnext.pack. Default: ~/tensorflow_datasets, or . there.",
+    "Folder of tensorflow-datasets (default: ~/tensorflow_datasets), or under JAX of gated_resnext.pack (default: .).",
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, draws, shuffling and augmentation.", 0, 2**63 - 1)
 EPOCHS_SCALE = flags.DEFINE_float("epochs_scale", 1.0, "Makes every phase longer or shorter, in proportion.")
@@ -63,7 +63,7 @@ flags.adopt_module_key_flags(device_flags)
 
 def main(argv: list[str]) -> None:
     del argv
-    errors.check_given(ENTRY, DATASET, IMAGE_FOLDER, ARCHITECTURE, RECIPE, WIRING, WORKDIR)
+    errors.check_given(ENTRY, DATASET, IMAGE_FOLDER, ARCHITECTURE, RECIPE, WIRING, WORKDIR, DATA_DIR)
     run = None if DATASET.value or IMAGE_FOLDER.value else _wired(_run_of_the_zoo())
 
     from gated_resnext import trainer

@@ -130,7 +130,10 @@ def labels_beside(folder: pathlib.Path) -> list[str] | None:
     for path in (folder / "assets" / "labels.txt", folder / "labels.txt"):
         if path.is_file():
             text = path.read_bytes().decode("utf-8", "surrogateescape")
-            return text.removesuffix("\n").split("\n")  # a name may hold other ends of lines
+            lines = text.removesuffix("\n").split("\n")  # a name may hold other ends of lines
+            if all(line.endswith("\r") for line in lines):  # as Windows ends them
+                lines = [line.removesuffix("\r") for line in lines]
+            return lines if text else None
     return None
 
 

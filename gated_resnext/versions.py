@@ -1,4 +1,4 @@
-"""The versions of what computes."""
+"""The versions of the libraries that compute."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ def _read_weights(model: GatedResNeXt, path: pathlib.Path, own: Architecture, ne
         )
     shape = model.architecture
     other = shape.replace(classes=own.classes, input_shape=own.input_shape)
-    same = shape == other and model.include_top
+    same = shape == other and model.include_top and not new_head
     head = {"classifier_activation": model.classifier_activation, "name": model.name}
 
     def kept(classes: int | None) -> bool:

@@ -1,10 +1,11 @@
-"""The benchmarks run; what they measure is not a test's business."""
+"""The benchmarks run; what they measure is not a test's business, what they count is."""
 
 import importlib.util
 import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from gated_resnext import zoo
 
@@ -80,6 +81,8 @@ def rows_of(text):
 
 def test_wide_passes_are_those_of_theory(run_python):
     """What a step moves in TensorFlow's graph beside what it must: a pass more anywhere is seen here."""
+    if not tf.__version__.startswith("2.21."):
+        pytest.skip(f"the passes are those of TensorFlow 2.21's graph optimizer. Here is {tf.__version__}")
     done = run_python("-m", "benchmarks.wide_passes")
     assert done.returncode == 0, done.stderr
     rows = rows_of(done.stdout)

@@ -142,8 +142,8 @@ def test_the_job_of_several_workers_sets_their_cluster(run_python):
 
 TRAINING = """#!/usr/bin/env bash
 # In the place of python: a training of some steps, which saves when it is told to end.
-touch {folder}/began
 trap 'touch {folder}/saved; exit 0' TERM
+touch {folder}/began
 for _ in $(seq {seconds}); do sleep 0.1; done
 {then}
 """

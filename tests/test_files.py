@@ -2,6 +2,8 @@ import concurrent.futures
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -10,6 +12,8 @@ import pytest
 
 from gated_resnext import files
 from gated_resnext.errors import UserError
+
+PATH = os.pathsep.join(path for path in sys.path if path)
 
 
 @pytest.fixture
@@ -185,11 +189,20 @@ def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path):
 
 def test_a_pipe_is_written_to_and_stays(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        read = pool.submit((tmp_path / "pipe").read_text)
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
         files.write_json(tmp_path / "pipe", {"a": 2})
-        assert json.loads(read.result(20)) == {"a": 2}
+        assert json.loads(os.read(reader, 1000)) == {"a": 2}
+    finally:
+        os.close(reader)
     assert (tmp_path / "pipe").is_fifo() and os.listdir(tmp_path) == ["pipe"]
+
+
+def test_what_was_printed_to_a_file_stays_in_it(tmp_path):
+    script = "print('before')\nfrom gated_resnext import files\nfiles.write_json('/dev/stdout', 1)\nprint('after')"
+    with open(tmp_path / "out.txt", "w") as out:
+        subprocess.run([sys.executable, "-c", script], stdout=out, check=True, env={**os.environ, "PYTHONPATH": PATH})
+    assert (tmp_path / "out.txt").read_text() == "before\n1\nafter\n"
 
 
 @pytest.mark.parametrize(

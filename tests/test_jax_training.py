@@ -273,24 +273,24 @@ def test_the_gates_gradient_is_not_rounded_to_16_bits_under_jax():
         of_x = jnp.asarray(common + 0.1 * rng.normal(size=y.shape), jnp.bfloat16)
         real = jnp.asarray(np.full((4, 4), 0.25), jnp.float32)
 
-        def inner(real, remat):
-            flat = y.reshape(4, -1, 2)
+        def inner(real, y, remat):
             if remat:
-                x, _ = gates.inputs_and_narrowed(real, flat + 100, jnp.zeros((4, 2, 1), jnp.bfloat16))
+                x, _ = gates.inputs_and_narrowed(real, y.reshape(4, -1, 2), jnp.zeros((4, 2, 1), jnp.bfloat16))
                 x = x.reshape(y.shape)
             else:
                 x = gates.aggregate(real, y)
             return jnp.sum(x.astype("float32") * of_x.astype("float32"))
 
-        found = np.asarray(jax.grad(inner)(real, False), np.float64)
-        exact = np.einsum("jbhwc,kbhwc->jk", np.asarray(of_x, np.float64), np.asarray(y, np.float64))
-        assert found.dtype == np.float64 and jax.grad(inner)(real, True).dtype == jnp.float32
-        apart = [rows - rows.mean(1, keepdims=True) for rows in (found, exact)]
-        print(json.dumps([float(np.abs(apart[0] - apart[1]).max() / np.abs(apart[1]).max()),
-                          float(np.abs(exact.mean(1)).mean() / np.abs(apart[1]).mean())]))
+        for remat, y in ((False, y), (True, jnp.abs(y))):  # of positive numbers the ReLU changes nothing
+            found = np.asarray(jax.grad(inner)(real, y, remat), np.float64)
+            exact = np.einsum("jbhwc,kbhwc->jk", np.asarray(of_x, np.float64), np.asarray(y, np.float64))
+            apart = [rows - rows.mean(1, keepdims=True) for rows in (found, exact)]
+            print(json.dumps([float(np.abs(apart[0] - apart[1]).max() / np.abs(apart[1]).max()),
+                              float(np.abs(exact.mean(1)).mean() / np.abs(apart[1]).mean())]))
     """
-    error, shared = json.loads(in_jax(code).stdout.splitlines()[-1])
-    assert shared > 20 and error < 1e-3
+    for line in in_jax(code).stdout.splitlines()[-2:]:
+        error, shared = json.loads(line)
+        assert shared > 5 and error < 1e-3, line
 
 
 def test_a_strategy_under_jax_is_said(packed, tmp_path):

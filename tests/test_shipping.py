@@ -145,6 +145,9 @@ def test_the_next_version_is_of_the_same_classes_and_input_or_said_to_replace_th
         UserError, match=r"is of images of \(8, 8, 1\), not \(9, 8, 1\), .*choose another --output, or say"
     ):
         shipping.ship(larger, tmp_path / "net", probe, formats=["tflite"])
+    fewer = GatedResNeXt(ARCH.replace(classes=2), Connectivity.initial(ARCH, "random", seed=0), seed=0)
+    with pytest.raises(UserError, match="net/5 is of 3 classes, not 2, and its clients"):
+        ship(fewer, tmp_path / "net", None)
     assert files.versions(tmp_path / "net") == [1, 2, 3, 4, 5]
     assert ship(network(), tmp_path / "net", labels=cars, replace=True).folder.name == "6"
 

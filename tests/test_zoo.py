@@ -354,20 +354,23 @@ def test_a_file_with_a_classifier_of_its_own_fits_as_far_as_it_is_asked_to(tmp_p
     path, weights = written(tuned, tmp_path)[form], tuned.weights_by_name()
     larger = zoo.load(K1, path, classes=3, input_shape=(10, 8, 1)).weights_by_name()
     other = zoo.load(K1, path, classes=5, seed=6).weights_by_name()
+    as_many = zoo.load(K1, path, classes=10, seed=6).weights_by_name()
     features = zoo.load(K1, path, include_top=False, input_shape=(10, 8, 1)).weights_by_name()
     for name, value in weights.items():
         head = name.startswith("classifier/")
-        for found in (larger, other, features):
+        for found in (larger, other, as_many, features):
             if name != "standardize/mean_image" and not (head and found is not larger):
                 np.testing.assert_array_equal(found[name], value, err_msg=name)
-    assert other["classifier/kernel"].shape[-1] == 5 and "classifier/kernel" not in features
+    assert [found["classifier/kernel"].shape[-1] for found in (other, as_many)] == [5, 10]
+    assert "classifier/kernel" not in features
     # Nobody asked for a classifier that was never trained.
     with pytest.raises(UserError, match=rf"{form} tells 3 classes apart, not 10: give classes= for one of as many"):
         zoo.load(K1, path, input_shape=(10, 8, 1))
     path = written(zoo.load(K1, None, include_top=False), tmp_path)[form]
     with pytest.raises(UserError, match=f"{form} has no classifier: give classes="):
         zoo.load(K1, path, input_shape=(10, 8, 1))
-    assert zoo.load(K1, path, classes=4).output_shape == (None, 4)
+    for classes in (4, 10):  # the latter as many as the entry has
+        assert zoo.load(K1, path, classes=classes).output_shape == (None, classes)
 
 
 @pytest.mark.filterwarnings("error::UserWarning")
