@@ -25,6 +25,7 @@ from gated_resnext.errors import UserError
 
 Path = str | os.PathLike[str]
 STALE_S = 7 * 24 * 3600  # longer than anything is written
+OTHER = -1  # a stream that is none of this process
 
 
 @contextlib.contextmanager
@@ -35,12 +36,13 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
     device or what this process prints to, such as /dev/stdout, is written to.
     """
     path = pathlib.Path(path)
-    if _is_stream(path):
+    kind = _stream_kind(path)
+    if kind is not None:
         with tempfile.TemporaryDirectory() as folder:
             temporary = pathlib.Path(folder) / path.name
             yield temporary
             sys.stdout.flush()
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as stream:
+            with os.fdopen(os.open(path, os.O_WRONLY) if kind == OTHER else os.dup(kind), "wb") as stream:
                 stream.write(temporary.read_bytes())
         return
     if path.is_symlink():
@@ -54,18 +56,17 @@ def replacing(path: Path) -> Iterator[pathlib.Path]:
         _sync(path.parent)
 
 
-def _is_stream(path: pathlib.Path) -> bool:
+def _stream_kind(path: pathlib.Path) -> int | None:
+    """The descriptor where this process prints to it, `OTHER` for a pipe or device; None of what can be replaced."""
     try:
         found = path.stat()
     except OSError:
-        return False
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-        return True
+        return None
     for descriptor in (1, 2):
         with contextlib.suppress(OSError):  # closed
             if os.path.samestat(found, os.fstat(descriptor)):
-                return True
-    return False
+                return descriptor
+    return None if stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode) else OTHER
 
 
 class Version:
