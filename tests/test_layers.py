@@ -284,3 +284,19 @@ def test_standardize_subtracts_the_mean_image_and_divides_by_255():
     result = layer(images)
     np.testing.assert_allclose(result, (images - mean_image) / 255, atol=1e-6)
     assert result.dtype == "float32"
+
+
+# Initial weights: docs/deviations.md, row 28
+
+
+@pytest.mark.parametrize("merge", ["none", "sum"])
+def test_kernels_begin_with_he_et_als_deviation_by_the_outputs_of_a_block(merge):
+    module = layers.MultiBranchModule(8, 16, 64, stride=2, merge=merge, seed=0)
+    module.build((4, 4, 4, 32) if merge == "sum" else (8, 4, 4, 4, 32))
+    outputs = {"reduce": 16, "conv": 9 * 16, "expand": 64, "project": 64}
+    for name, fan_out in outputs.items():
+        kernel = np.asarray(getattr(module, name).kernel)
+        of_blocks = kernel.reshape(len(kernel), -1)
+        # The deviation of n normal numbers has one of 1 / sqrt(2 n) of itself.
+        np.testing.assert_allclose(of_blocks.std(1), np.sqrt(2 / fan_out), rtol=4.5 / np.sqrt(2 * of_blocks.shape[1]))
+        np.testing.assert_allclose(of_blocks.mean(), 0, atol=4.5 * np.sqrt(2 / fan_out / of_blocks.size))
