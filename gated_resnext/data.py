@@ -87,6 +87,8 @@ class Images:
         self.info = self.source.info
         self.name = self.info.name
         self.input_shape = input_shape or self.info.input_shape
+        if 0 in self.input_shape:
+            raise UserError(f"the images of {name} are of several sizes: give input_shape=(height, width, channels)")
         self.size, self.labels = self.source.sizes["train"], self.source.labels
         if self.size < recipe.batch_size:
             raise UserError(f"{name} has {self.size} training images, fewer than the batch of {recipe.batch_size}")
@@ -117,7 +119,11 @@ class Images:
         return int(self.size // self.recipe.batch_size)
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """All images and labels of "train" or "test", in the data set's own size and order; kept in memory."""
+        """All images and labels of "train" or "test", in the data set's own size and order; kept in memory.
+
+        Raises:
+            UserError: if it is a folder.
+        """
         if split not in self._arrays:
             self._arrays[split] = self.source.arrays(split)
         return self._arrays[split]

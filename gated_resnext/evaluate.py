@@ -18,7 +18,7 @@ from absl import flags
 
 from gated_resnext import errors, files, trained
 from gated_resnext.datasets.names import readable
-from gated_resnext.datasets.table import DATASETS, FOLDER
+from gated_resnext.datasets.table import DATASETS, of_folder
 from gated_resnext.evaluation import BINS as DEFAULT_BINS
 from gated_resnext.evaluation import Evaluation
 
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     errors.check_given(*sources, DATASET, IMAGE_FOLDER, OUTPUT, DATA_DIR)
     dataset = DATASET.value
     if IMAGE_FOLDER.value:
-        dataset = FOLDER + str(pathlib.Path(IMAGE_FOLDER.value).expanduser().absolute())
+        dataset = of_folder(IMAGE_FOLDER.value)
 
     network = _network()
     from gated_resnext.progress import Count

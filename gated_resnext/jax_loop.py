@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 from jax import numpy as jnp
 
+from gated_resnext import devices
 from gated_resnext.arrays import ArrayImages
 from gated_resnext.recipes import Recipe
 from gated_resnext.scores import Scores
@@ -34,6 +35,13 @@ class JaxEngine:
 
     def __init__(self) -> None:
         self.on_cpu = jax.default_backend() == "cpu"
+
+    @property
+    def devices(self) -> str:
+        """What trains, for people."""
+        if self.on_cpu:
+            return devices.cpu("jax[cuda12]")
+        return f"a {jax.default_backend().upper()} ({jax.devices()[0].device_kind})"
 
     def images(
         self, name: str, recipe: Recipe, data_dir: Any, input_shape: tuple[int, int, int], limit: int | None = None

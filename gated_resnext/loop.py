@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from gated_resnext import devices
 from gated_resnext.data import Images, Shard
 from gated_resnext.distribution import check_together, is_chief
 from gated_resnext.evaluation import LEAST
@@ -37,6 +38,18 @@ class TensorFlowEngine:
         several = isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy)
         self.most_steps = 1 if several else 1 << 30
         self.on_cpu = not tf.config.list_logical_devices("GPU")
+
+    @property
+    def devices(self) -> str:
+        """What trains, for people."""
+        if tf.config.list_logical_devices("TPU"):
+            kind = "a TPU core"
+        elif self.on_cpu:
+            kind = devices.cpu("tensorflow[and-cuda]")
+        else:
+            details = tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0])
+            kind = f"a GPU ({details.get('device_name', 'of unknown name')})"
+        return kind if self.replicas == 1 else f"{self.replicas} replicas, each on {kind}"
 
     def images(
         self, name: str, recipe: Recipe, data_dir: Any, input_shape: tuple[int, int, int], limit: int | None = None

@@ -1,4 +1,7 @@
-"""A run on data of one's own: the network of a zoo entry, or any other, fitted to the classes and the images."""
+"""A run that is not the zoo's: another network, or data of one's own, fitted to the classes and the images.
+
+A data set that the zoo knows needs no TensorFlow here.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,9 @@ from typing import Any
 
 from gated_resnext import zoo
 from gated_resnext.architecture import Architecture
-from gated_resnext.datasets.table import DATASETS, FOLDER
+from gated_resnext.datasets.table import DATASETS, FOLDER, DatasetInfo
 from gated_resnext.errors import UserError
 from gated_resnext.recipes import Recipe, read
-from gated_resnext.sources import open_source
 from gated_resnext.workdir import Run
 
 # For images of any size, and for small ones of one size, which memory holds.
@@ -28,6 +30,7 @@ def run_of(
     recipe: str | None = None,
     epochs_scale: float = 1.0,
     gate_learning_rate: float | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> Run:
@@ -40,21 +43,21 @@ def run_of(
         recipe: what `recipes.read` takes; None for that of the data set, where the zoo knows it, else one that fits.
         epochs_scale: makes every phase longer or shorter.
         gate_learning_rate: another rate of the gates; None for the recipe's.
+        batch_size: another one; None for the recipe's.
         seed: of weights, draws, shuffling and augmentation.
         data_dir: folder of tensorflow-datasets.
 
     Raises:
         UserError: if the data is not there, or there is no such entry, architecture or recipe.
     """
-    source = open_source(dataset, data_dir)
-    template = zoo.architecture(entry or TEMPLATES[source.streamed])
+    info = DATASETS.get(dataset) or _looked_at(dataset, data_dir)
+    template = zoo.architecture(entry or TEMPLATES[info.streamed])
     wiring = zoo.entry(entry).wiring if entry else "learned"
-    changes = {"classes": len(source.labels), **(fields or {})}
-    known = DATASETS.get(dataset)
-    if not source.streamed:
-        changes.setdefault("input_shape", known.input_shape if known else source.image_shape)
-    if "classes" in (fields or {}) and changes["classes"] != len(source.labels):
-        raise UserError(f"{dataset} has {len(source.labels)} classes. Received: classes={changes['classes']!r}")
+    changes = {"classes": info.classes, **(fields or {})}
+    if not info.streamed:
+        changes.setdefault("input_shape", info.input_shape)
+    if changes["classes"] != info.classes:
+        raise UserError(f"{dataset} has {info.classes} classes. Received: classes={changes['classes']!r}")
     if wiring == "full" and "cardinality" in changes:
         changes.setdefault("fan_in", changes["cardinality"])
     try:
@@ -62,9 +65,16 @@ def run_of(
     except (ValueError, TypeError) as error:
         raise UserError(f"--architecture: {error}") from None
     # The recipe of a data set is that of its crops: for another input it does not hold.
-    own = known.recipe if known and known.input_shape == shape.input_shape else RECIPES[source.streamed]
-    schedule: Recipe = read(recipe or own, epochs_scale, gate_learning_rate)
+    own = info.recipe if dataset in DATASETS and info.input_shape == shape.input_shape else RECIPES[info.streamed]
+    schedule: Recipe = read(recipe or own, epochs_scale, gate_learning_rate, batch_size)
     return Run(_name(dataset, shape, wiring), shape, wiring, dataset, schedule, seed)
+
+
+def _looked_at(dataset: str, data_dir: str | os.PathLike[str] | None) -> DatasetInfo:
+    """What a data set that no table has says of itself."""
+    from gated_resnext.sources import open_source
+
+    return open_source(dataset, data_dir).info
 
 
 def _name(dataset: str, shape: Architecture, wiring: str) -> str:

@@ -163,6 +163,16 @@ class Recipe:
         )
         return dataclasses.replace(self, name=f"{self.name}, gates at {rate:g}", phases=phases)
 
+    def with_batch_size(self, images: int) -> Recipe:
+        """The same schedule, rates included, in batches of another size, which its name then says.
+
+        Example:
+
+        >>> RECIPES["photos"].with_batch_size(16).name
+        'photos, batches of 16'
+        """
+        return dataclasses.replace(self, name=f"{self.name}, batches of {images}", batch_size=images)
+
     def steps(self, steps_per_epoch: int) -> tuple[Steps, ...]:
         """Each phase in rounds of equal length, so that a fraction of an epoch keeps its proportion.
 
@@ -243,13 +253,16 @@ RECIPES = {
 }
 
 
-def read(name: str, epochs_scale: float = 1.0, gate_learning_rate: float | None = None) -> Recipe:
+def read(
+    name: str, epochs_scale: float = 1.0, gate_learning_rate: float | None = None, batch_size: int | None = None
+) -> Recipe:
     """A recipe by name, or from a JSON file with the fields of `Recipe`.
 
     Args:
         name: a key of `RECIPES`, or the path of a .json file.
         epochs_scale: makes every phase longer or shorter, in proportion.
         gate_learning_rate: another rate of the gates, where they are learned.
+        batch_size: another one; the rates stay.
 
     Raises:
         UserError: if a number is out of range, there is none of that name, or the file does not hold one.
@@ -261,6 +274,8 @@ def read(name: str, epochs_scale: float = 1.0, gate_learning_rate: float | None 
     try:
         recipe = RECIPES.get(name) or Recipe.from_dict(files.read_json(os.path.expanduser(name)))
         recipe = recipe.scaled(epochs_scale)
+        if batch_size is not None and batch_size != recipe.batch_size:
+            recipe = recipe.with_batch_size(batch_size)
     except UserError:
         raise
     except ValueError as error:

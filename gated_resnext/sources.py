@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import contextlib
 import hashlib
@@ -241,6 +242,7 @@ class FolderSource:
             unknown = [name for name in unknown if name not in self.labels]
             if unknown:
                 raise UserError(f"{roots['test']} has a class that {roots['train']} has not: {unknown[0]!r}")
+        self.others: collections.Counter[str] = collections.Counter()
         self.files = {split: self._rows(root) for split, root in roots.items()}
         if "test" not in self.files:
             self.files = self._divided(self.files["train"])
@@ -257,8 +259,12 @@ class FolderSource:
         self.info = DatasetInfo(FOLDER + str(self.path), len(self.labels), (0, 0, 3), "photos", streamed=True)
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Not to be had: the images are of any size."""
-        raise NotImplementedError
+        """Not to be had: the images are of any size.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("the images of a folder are of any size: Images.train and .test_batch give them prepared")
 
     def _roots(self) -> dict[str, pathlib.Path]:
         """The folders of the classes, of training and of test images; of training alone where both are to be drawn."""
@@ -278,15 +284,22 @@ class FolderSource:
         return {"train": self.path}  # then it is a class of that name
 
     def _rows(self, root: pathlib.Path) -> list[tuple[pathlib.Path, int]]:
-        """File and class of each image, in order."""
-        return [
-            (path, number)
-            for number, label in enumerate(self.labels)
-            for path in sorted((root / label).rglob("*"))
-            if path.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in path.relative_to(root).parts)
-            and path.is_file()
-        ]
+        """File and class of each image, in order; files that are none are counted by their endings."""
+        rows = []
+        for number, label in enumerate(self.labels):
+            for path in sorted((root / label).rglob("*")):
+                if any(part.startswith(".") for part in path.relative_to(root).parts) or not path.is_file():
+                    continue
+                if path.suffix.lower() in SUFFIXES:
+                    rows.append((path, number))
+                else:
+                    self.others[path.suffix or "without an ending"] += 1
+        return rows
+
+    @property
+    def left_alone(self) -> str:
+        """What files in it are no images, by their endings; nothing where all are."""
+        return ", ".join(f"{count:,} {ending}" for ending, count in self.others.most_common(4))
 
     def _divided(self, rows: Sequence[tuple[pathlib.Path, int]]) -> dict[str, list[tuple[pathlib.Path, int]]]:
         """One image of ten of every class for testing."""

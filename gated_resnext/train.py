@@ -3,8 +3,9 @@
     python -m gated_resnext.train
     python -m gated_resnext.train --entry=cifar10_20_4_8_k1 --data_dir=~/tensorflow_datasets --workdir=runs/cifar10_k1
     python -m gated_resnext.train --entry=cifar10_20_4_8_k4 --wiring=runs/other/result.json --workdir=runs/given
+    python -m gated_resnext.train --entry=cifar10_20_4_8_k4 --architecture='{"depth": 29, "fan_in": 2}'
     python -m gated_resnext.train --image_folder=photos --epochs_scale=0.1
-    python -m gated_resnext.train --dataset=tf_flowers --architecture='{"depth": 29, "width": 8, "fan_in": 2}'
+    python -m gated_resnext.train --dataset=tf_flowers --architecture='{"width": 8}' --batch_size=32
 
 Trains into --workdir; the same command again goes on where it stopped.
 """
@@ -21,20 +22,20 @@ from absl import flags
 
 from gated_resnext import device_flags, errors, files, recipes, workdir, zoo
 from gated_resnext.connectivity import Connectivity
-from gated_resnext.datasets.table import FOLDER
+from gated_resnext.datasets.table import DATASETS, of_folder
 
 ENTRY = flags.DEFINE_string(
     "entry",
     None,
-    f"Network of the zoo to train, or to take after for data of your own. Default: {zoo.DEFAULT}, or one that fits. "
-    "See gated_resnext.zoo.names().",
+    f"Network of the zoo to train, or whose shape to take for data of your own: always from the first step, not from "
+    f"published weights. Default: {zoo.DEFAULT}, or one that fits. See gated_resnext.zoo.names().",
 )
 DATASET = flags.DEFINE_string("dataset", None, "Any data set of tensorflow-datasets with `image` and `label`.")
 IMAGE_FOLDER = flags.DEFINE_string(
     "image_folder", None, "Folder of images with a sub-folder for each class, or with such in train/ and test/."
 )
 ARCHITECTURE = flags.DEFINE_string(
-    "architecture", None, "With data of your own: fields of the Architecture to change, as JSON or in a .json file."
+    "architecture", None, "Fields of the entry's Architecture to change, as JSON or in a .json file."
 )
 RECIPE = flags.DEFINE_string(
     "recipe", None, f"Schedule: {', '.join(recipes.RECIPES)} or a .json file. Default: that of the data set."
@@ -56,6 +57,9 @@ EPOCHS_SCALE = flags.DEFINE_float("epochs_scale", 1.0, "Makes every phase longer
 GATE_LEARNING_RATE = flags.DEFINE_float(
     "gate_learning_rate", None, "Another rate of the gates: a short schedule hardly moves them at the paper's 0.2."
 )
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Images of a step, over all devices. Default: the schedule's, whose rates stay.", lower_bound=1
+)
 ON_NAN = flags.DEFINE_string("on_nan", "stop", "At a loss that is not finite: stop, or rollback and halve the rate.")
 CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Work that may be lost, in seconds.", lower_bound=0)
 flags.adopt_module_key_flags(device_flags)
@@ -64,12 +68,12 @@ flags.adopt_module_key_flags(device_flags)
 def main(argv: list[str]) -> None:
     del argv
     errors.check_given(ENTRY, DATASET, IMAGE_FOLDER, ARCHITECTURE, RECIPE, WIRING, WORKDIR, DATA_DIR)
-    run = None if DATASET.value or IMAGE_FOLDER.value else _wired(_run_of_the_zoo())
+    run = _wired(_run_of_the_zoo()) if _is_of_the_zoo() else None
 
     from gated_resnext import trainer
 
     options = device_flags.options()
-    run = run or _wired(_run_of_own_data())
+    run = run or _wired(_run_of_another())
     if not CHECKPOINT_SECONDS.value >= 0:
         raise errors.UserError(f"checkpoint_seconds must be 0 or more. Received: {CHECKPOINT_SECONDS.value}")
     folder = pathlib.Path(WORKDIR.value or f"runs/{run.entry}").expanduser()
@@ -118,42 +122,50 @@ def _writes(scope: Any) -> bool:
     return distribution.is_chief(scope)
 
 
+def _is_of_the_zoo() -> bool:
+    """Whether it is a network of the zoo on the data set that is its own."""
+    return not (DATASET.value or IMAGE_FOLDER.value or ARCHITECTURE.value)
+
+
 def _run_of_the_zoo() -> workdir.Run:
-    if ARCHITECTURE.value:
-        raise errors.UserError("--architecture goes with --dataset or --image_folder; an entry has its own")
     entry = ENTRY.value or zoo.DEFAULT
     name = RECIPE.value or zoo.DATASETS[zoo.entry(entry).dataset].recipe
-    recipe = recipes.read(name, EPOCHS_SCALE.value, GATE_LEARNING_RATE.value)
+    recipe = recipes.read(name, EPOCHS_SCALE.value, GATE_LEARNING_RATE.value, BATCH_SIZE.value)
     return workdir.Run.of(entry, recipe, seed=SEED.value)
 
 
-def _run_of_own_data() -> workdir.Run:
+def _run_of_another() -> workdir.Run:
+    """The run of another network than the zoo's, or on other data."""
     if DATASET.value and IMAGE_FOLDER.value:
         raise errors.UserError("give one of --dataset=NAME and --image_folder=FOLDER")
-    _check_backend()
+    entry, dataset = ENTRY.value, of_folder(IMAGE_FOLDER.value) if IMAGE_FOLDER.value else DATASET.value
+    if dataset is None:
+        entry = entry or zoo.DEFAULT
+        dataset = zoo.entry(entry).dataset
+    _check_backend(dataset)
     from gated_resnext import own_data
 
-    dataset = DATASET.value or FOLDER + str(pathlib.Path(IMAGE_FOLDER.value).expanduser().absolute())
     return own_data.run_of(
         dataset,
-        entry=ENTRY.value,
+        entry=entry,
         fields=_fields(ARCHITECTURE.value),
         recipe=RECIPE.value,
         epochs_scale=EPOCHS_SCALE.value,
         gate_learning_rate=GATE_LEARNING_RATE.value,
+        batch_size=BATCH_SIZE.value,
         seed=SEED.value,
         data_dir=DATA_DIR.value,
     )
 
 
-def _check_backend() -> None:
-    """Finds that TensorFlow reads the images."""
+def _check_backend(dataset: str) -> None:
+    """Finds that TensorFlow reads the images, where no table says what they are."""
     import keras
 
-    if keras.backend.backend() == "jax":
+    if keras.backend.backend() == "jax" and dataset not in DATASETS:
         raise errors.UserError(
-            "under JAX --entry trains a network of the zoo on what gated_resnext.pack wrote; for --dataset and "
-            "--image_folder set KERAS_BACKEND=tensorflow"
+            f"under JAX a network is trained on what gated_resnext.pack wrote of {', '.join(DATASETS)}; for any other "
+            "--dataset and --image_folder set KERAS_BACKEND=tensorflow"
         )
 
 

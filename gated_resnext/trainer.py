@@ -55,6 +55,7 @@ def train(
     on_nan: str = "stop",
     checkpoint_s: float = 60.0,
     began: Callable[[], None] | None = None,
+    on_round: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Trains, or goes on training, and evaluates.
 
@@ -74,6 +75,7 @@ def train(
             at half the rate until the end of the phase.
         checkpoint_s: seconds of work that may be lost.
         began: called before the first step, once nothing is left to be refused; not where no step is left.
+        on_round: called with every new row of `metrics.jsonl`; of several workers, in the first.
 
     Returns:
         The result, as `result.json` holds it.
@@ -100,7 +102,7 @@ def train(
             options = {"synchronized": sync_batch_norm, "precision": precision, "remat": remat}
             training = _Training(run, folder, images, engine, options, on_nan, checkpoint_s, termination)
             try:
-                return training.run_phases(began)
+                return training.run_phases(began, on_round)
             except engine.Lost as error:
                 if termination.asked:  # and so was the worker that is gone
                     termination.end()
@@ -149,7 +151,7 @@ class _Training:
         self.on_nan = on_nan
         self.termination = termination or Termination()
         self.chief = engine.chief
-        if self.chief:
+        if self.chief and not (folder / "run.json").is_file():
             files.write_json(folder / "run.json", run.to_dict())
         if engine.on_cpu:
             keep_freed_memory()
@@ -198,12 +200,19 @@ class _Training:
     def rounds_done(self) -> int:
         return sum(steps.epochs for steps in self.schedule[: self.place.phase]) + self.place.round
 
-    def run_phases(self, began: Callable[[], None] | None = None) -> dict[str, Any]:
+    def run_phases(
+        self,
+        began: Callable[[], None] | None = None,
+        on_round: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
         """All that is left of the schedule, then the evaluation."""
+        self.on_round = on_round or (lambda row: None)
         state = self._restore()
         self.began_at = self.place.step
-        if began and self.chief and self.place.phase < len(self.schedule):
-            began()
+        if self.place.phase < len(self.schedule):
+            self.progress.say(self._on_what())
+            if began and self.chief:
+                began()
         while self.place.phase < len(self.schedule):
             phase, steps = self.run.recipe.phases[self.place.phase], self.schedule[self.place.phase]
             fresh = self.place.round == self.place.steps == 0
@@ -220,6 +229,16 @@ class _Training:
             state = state_of(loop)
             self.place.phase, self.place.round, self.place.rate = self.place.phase + 1, 0, 1.0
         return self._finish(state)
+
+    def _on_what(self) -> str:
+        """Devices and images."""
+        images = self.images
+        line = (
+            f"Training on {self.engine.devices}: {len(images.labels)} classes, {images.count('train'):,} training and "
+            f"{len(images):,} test images of {images.name}"
+        )
+        left_alone = getattr(images.source, "left_alone", "")
+        return f"{line}; left alone there: {left_alone}" if left_alone else line
 
     def _headline(self, phase: Phase, steps: Steps) -> str:
         gates_are = (
@@ -353,6 +372,7 @@ class _Training:
         row["active_blocks"] = list((self.networks.wiring or loop.model.wiring()).active_blocks)
         if self.chief:
             self.metrics.append(row)
+            self.on_round(row)
         self.save(loop)
         self.progress.show_round(which, place.step, self.rounds_done, means, tests)
 
@@ -404,6 +424,7 @@ class _Training:
             self.progress.say(f"Resuming {self.run.entry} after step {self.place.step} of {self.total_steps}")
         self.engine.check_together(self.place.step)
         if self.chief:
+            files.write_json(self.folder / "run.json", self.run.to_dict())  # the folder of its images may have moved
             self.history.discard(self.place.step)
             self.metrics = Metrics(self.folder, (self.place.phase + 1, self.place.round))
         if self.place.round == self.schedule[self.place.phase].epochs:

@@ -18,6 +18,7 @@ from typing import Any
 from gated_resnext import files, zoo
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
+from gated_resnext.datasets.table import FOLDER
 from gated_resnext.errors import UserError
 from gated_resnext.recipes import Recipe
 
@@ -139,6 +140,8 @@ def check(run: Run, workdir: pathlib.Path, *, choose: str = "--workdir") -> None
     """Finds that the workdir is this run's, or that nothing is in it; else tells to choose another."""
     if (workdir / "run.json").is_file():
         found = Run.read(workdir)
+        if all(one.dataset.startswith(FOLDER) for one in (found, run)):  # it may have moved: its checkpoints tell
+            found = dataclasses.replace(found, dataset=run.dataset)
         if found != run:
             differing = [
                 field.name

@@ -300,9 +300,15 @@ def test_a_strategy_under_jax_is_said(packed, tmp_path):
 
 
 def test_data_of_ones_own_is_refused_in_a_line(packed, tmp_path):
-    for flag in ("--dataset=optical_digits", f"--image_folder={tmp_path}"):
+    for flag in ("--dataset=tf_flowers", f"--image_folder={tmp_path}"):
         done = in_jax(TRAIN, flag, f"--data_dir={packed}", f"--workdir={tmp_path / 'run'}", fails=True)
         last = done.stderr.strip().splitlines()[-1]
-        assert (
-            last.startswith("error: under JAX --entry trains a network of the zoo") and "Traceback" not in done.stderr
-        )
+        assert last.startswith("error: under JAX a network is trained on what gated_resnext.pack wrote of ")
+        assert "Traceback" not in done.stderr
+
+
+def test_a_network_that_the_zoo_has_not_is_trained_on_its_data(packed, tmp_path):
+    trained(tmp_path / "run", packed, '--architecture={"fan_in": 3}', "--epochs_scale=0.01")
+    result = files.read_json(tmp_path / "run" / "result.json")
+    assert (result["entry"], result["backend"]) == ("optical_digits_11_4_4_k3", "jax")
+    assert {len(block) for module in result["connectivity"]["sources"] for block in module} == {3}

@@ -1,7 +1,9 @@
 """Training on images of one's own, from the folder to the exported network."""
 
+import dataclasses
 import json
 import shutil
+import textwrap
 
 import numpy as np
 import PIL.Image
@@ -131,6 +133,24 @@ def test_the_number_of_classes_may_be_told(photos):
     assert run_of(f"{FOLDER}{photos}", fields={"classes": 3}).architecture.classes == 3
 
 
+def test_another_network_on_the_zoos_data_needs_no_tensorflow(run_python):
+    code = """
+        import sys
+        from gated_resnext.own_data import run_of
+        run = run_of("cifar100", entry="cifar100_29_8_8_k4", fields={"fan_in": 2}, batch_size=32)
+        print(run.entry, run.wiring, run.architecture.fan_in, run.architecture.classes, run.recipe.name)
+        print(*sorted({"tensorflow", "keras", "jax"} & set(sys.modules)))
+    """
+    done = run_python("-c", textwrap.dedent(code))
+    assert done.stdout == "cifar100_29_8_8_k2 learned 2 100 cifar, batches of 32\n\n", done.stderr
+
+
+def test_another_batch_size_is_the_schedule_but_for_it(photos):
+    run = run_of(f"{FOLDER}{photos}", batch_size=7)
+    assert run.recipe == dataclasses.replace(RECIPES["photos"], name="photos, batches of 7", batch_size=7)
+    assert run_of(f"{FOLDER}{photos}", batch_size=64).recipe == RECIPES["photos"]
+
+
 def test_a_run_on_names_that_are_no_unicode_can_be_written_down(tmp_path):
     folder = tmp_path / b"caf\xe9".decode(errors="surrogateescape")
     run = run_of(f"{FOLDER}{folder_of(folder, ['a', 'b'], 5)}")
@@ -150,6 +170,7 @@ def digits_folder(path):
         for number, image in enumerate(digits.images[digits.target == digit][:24]):
             pixels = np.rint(image * 15.9375).astype(np.uint8)
             PIL.Image.fromarray(pixels).resize((12, 12)).save(target / f"größe {number:04}.png")
+    (path / "digit 0" / "notes.txt").write_text("no image")
     return path
 
 
@@ -186,6 +207,10 @@ def test_a_training_on_a_folder_ends_in_its_files(trained_on_a_folder):
     assert result["epochs"] == 2
     assert 0 <= result["top1"] <= 1
     assert "Trained digits_8_2_3_k1 on " in done.stdout and "Next: " in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("Training on ") and lines[1].startswith("Phase 1 of 2")
+    images = f"10 classes, 220 training and 20 test images of {FOLDER}{folder}"
+    assert lines[0].endswith(f": {images}; left alone there: 1 .txt")
 
 
 def test_its_network_is_loaded(trained_on_a_folder):
@@ -249,6 +274,25 @@ def test_to_go_on_with_the_same_images_is_not(copied):
     images, workdir = copied
     result = files.read_json(workdir / "result.json")
     assert trainer.train(Run.read(workdir), workdir) == {**result, "dataset": f"{FOLDER}{images}"}
+
+
+def test_the_folder_may_have_moved(copied):
+    images, workdir = copied
+    moved = Run.read(workdir)
+    moved = dataclasses.replace(moved, dataset=f"{FOLDER}{images.rename(images.parent / 'moved')}")
+    result = files.read_json(workdir / "result.json")
+    assert trainer.train(moved, workdir) == {**result, "dataset": moved.dataset}
+    assert Run.read(workdir) == moved
+
+
+def test_a_folder_with_other_images_is_not_the_one_that_moved(copied):
+    images, workdir = copied
+    before = files.read_json(workdir / "run.json")
+    other = shutil.copytree(images, images.parent / "other")
+    remove(other)
+    with pytest.raises(UserError, match="began with other images of folder:.*choose another --workdir"):
+        trainer.train(dataclasses.replace(Run.read(workdir), dataset=f"{FOLDER}{other}"), workdir)
+    assert files.read_json(workdir / "run.json") == before
 
 
 def test_the_command_says_so_in_one_line(copied, run_python, tmp_path):

@@ -210,6 +210,15 @@ def test_read_by_name_or_from_a_file(tmp_path):
     assert read(str(path)) == RECIPES["digits"]
 
 
+def test_the_batch_size_of_any_recipe_may_be_another():
+    recipe = read("cifar", 0.5, 3.0, 32)
+    assert recipe.name == "cifar, batches of 32, gates at 3" and recipe.batch_size == 32
+    assert recipe.phases == RECIPES["cifar"].scaled(0.5).with_gate_rate(3).phases
+    assert read("cifar", batch_size=128) == RECIPES["cifar"]
+    with pytest.raises(UserError, match="a batch size.*out of range"):
+        read("cifar", batch_size=0)
+
+
 def test_what_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(UserError, match="recipe must be one of cifar, .*photos or a .json file. Received: 'adam'"):
         read("adam")

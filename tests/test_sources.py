@@ -12,8 +12,10 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from gated_resnext import augmentation, datasets, sources
+from gated_resnext.data import Images
 from gated_resnext.datasets.table import FOLDER
 from gated_resnext.errors import UserError
+from gated_resnext.recipes import RECIPES
 from gated_resnext.sources import FolderSource, open_source
 
 SMALL = PIL.Image.new("RGB", (3, 2), (200, 10, 10))
@@ -99,6 +101,19 @@ def test_what_is_no_image_or_hidden_is_left_out(tmp_path):
     source = FolderSource(tmp_path)
     assert source.labels == ["a", "b"]
     assert sorted(name for rows in listed(source).values() for name, _ in rows) == images
+    assert source.left_alone == "2 .txt, 1 without an ending, 1 .tiff, 1 .webp"
+
+
+def test_nothing_is_left_alone_where_all_are_images(tmp_path):
+    assert FolderSource(filled(tmp_path, *of_class("a", 5), *of_class("b", 5), "a/.DS_Store")).left_alone == ""
+
+
+def test_images_of_several_sizes_want_one_and_come_prepared_alone(tmp_path):
+    filled(tmp_path, *of_class("a", 90), *of_class("b", 9))
+    with pytest.raises(UserError, match=r"of several sizes: give input_shape=\(height, width, channels\)"):
+        Images(f"folder:{tmp_path}", RECIPES["photos"])
+    with pytest.raises(UserError, match="Images.train and .test_batch give them prepared"):
+        Images(f"folder:{tmp_path}", RECIPES["photos"], input_shape=(8, 8, 3)).arrays("train")
 
 
 def test_hidden_folders_within_a_class_are_left_out(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import gated_resnext
-from gated_resnext import files, loop, trainer, workdir
+from gated_resnext import devices, files, loop, trainer, workdir
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.data import Images
@@ -125,11 +125,11 @@ class Photographed(trainer._Training):
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(self.folder, copy)
 
-    def run_phases(self):
+    def run_phases(self, *hooks):
         self.checkpoints.due = lambda: self.place.step in self.within
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(trainer, "CALL_S", 0)
-            return super().run_phases()
+            return super().run_phases(*hooks)
 
 
 # A whole run
@@ -150,6 +150,30 @@ def test_a_run_writes_its_files(trained):
     run = Run.of(K1, RECIPES["digits"].scaled(0.03), seed=0)
     assert Run.read(trained) == run
     assert Run.read(trained).to_dict() == json.loads((trained / "run.json").read_text()) == run.to_dict()
+
+
+def test_every_row_is_told_as_it_is_written(digits_dir, tmp_path):
+    told = []
+    trainer.train(small_run((1, 0.1, 0.2), (1, 0.1)), tmp_path, data_dir=digits_dir, on_round=told.append)
+    assert told == rows(tmp_path) and [row["phase"] for row in told] == [1, 2]
+    trainer.train(Run.read(tmp_path), tmp_path, data_dir=digits_dir, on_round=told.append)
+    assert len(told) == 2, "nothing was left to train"
+
+
+def test_what_trains_and_on_what_is_told_first(digits_dir, tmp_path, capsys, monkeypatch):
+    for driver, cpu in (
+        ("missing", "the CPU"),
+        ("", "the CPU (for the GPU of this machine: pip install 'tensorflow[and-cuda]')"),
+    ):
+        monkeypatch.setattr(devices, "DRIVER", tmp_path / driver)
+        trainer.train(small_run((0.1, 0.1)), tmp_path / f"run{driver}", data_dir=digits_dir)
+        first = capsys.readouterr().out.splitlines()[0]
+        assert first == f"Training on {cpu}: 10 classes, 1,437 training and 360 test images of optical_digits"
+
+
+def test_replicas_are_told():
+    engine = TensorFlowEngine(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    assert engine.devices == "2 replicas, each on the CPU"
 
 
 def test_metrics_have_a_row_a_round(trained):

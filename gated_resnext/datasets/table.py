@@ -5,10 +5,17 @@ Plain Python: nothing here needs Keras or TensorFlow.
 
 from __future__ import annotations
 
+import os
+import pathlib
 from typing import NamedTuple
 
 # "folder:PATH" is a data set too: the images of a folder of one's own.
 FOLDER = "folder:"
+
+
+def of_folder(path: str | os.PathLike[str]) -> str:
+    """The name of the data set that a folder is."""
+    return FOLDER + str(pathlib.Path(path).expanduser().absolute())
 
 
 class DatasetInfo(NamedTuple):
