@@ -19,6 +19,7 @@ from absl import flags
 from gated_resnext import errors, files, trained
 from gated_resnext.datasets.names import readable
 from gated_resnext.datasets.table import DATASETS, of_folder
+from gated_resnext.drawing import canvas
 from gated_resnext.evaluation import BINS as DEFAULT_BINS
 from gated_resnext.evaluation import Evaluation
 
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> None:
     images = trained.images_for(network, dataset, DATA_DIR.value)
     folder = pathlib.Path(OUTPUT.value).expanduser() if OUTPUT.value else None
     if folder:
+        canvas.check()
         folder.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the work
     total = min(images.count(SPLIT.value), IMAGES.value or 1 << 62)
     what = f"{total:,} {'' if SPLIT.value == 'all' else SPLIT.value + ' '}images of {images.name}"

@@ -42,6 +42,7 @@ class Outcome(NamedTuple):
     """A run that ended: its `result.json`, or the step at which its loss was no longer finite.
 
     `entropy` is the mean over modules of the gates' at the end of learning, in nats; None where none are learned.
+    `how` is the backend, precision and version of a run that diverged, as far as they are known.
     """
 
     row: Row
@@ -49,6 +50,7 @@ class Outcome(NamedTuple):
     result: dict[str, Any] | None
     diverged: int | None = None
     entropy: float | None = None
+    how: dict[str, str] | None = None
 
 
 class Spread(NamedTuple):
@@ -116,7 +118,7 @@ def markdown(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcom
     by_row = {row.name: [one for one in outcomes if one.row.name == row.name] for row in experiment.rows}
     parts = [
         [f"# {experiment.title}, {experiment.dataset}"],
-        [_how_much(setting, outcomes)],
+        [_how_much(setting)],
         _header(experiment, setting, outcomes),
         table(experiment, setting, outcomes).splitlines(),
     ]
@@ -154,7 +156,7 @@ def picture(experiment: Experiment, outcomes: Sequence[Outcome], path: str | os.
     ended = {row: results for row, results in ended.items() if results}
     if experiment.plots == "top1":
         points = {row.architecture.fan_in: [one["top1"] for one in results] for row, results in ended.items()}
-        charts.fan_in_chart(points, {}, path)
+        charts.fan_in_chart(points, path)
         return
     active = {
         row.name: [statistics.fmean(module) for module in zip(*(one["active_blocks"] for one in results), strict=True)]
@@ -171,10 +173,11 @@ def csv_lines(setting: Setting, outcomes: Sequence[Outcome]) -> str:
     names += ["steps", "seconds", "backend", "precision", "batch_norm_images", "rollbacks", "gate_entropy", "version"]
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
-    for row, seed, result, diverged, entropy in outcomes:
-        found = result or {}
+    for row, seed, result, diverged, entropy, how in outcomes:
+        found = result or how or {}
         of_result = {name: found[name] for name in names if name in found}
-        pruned, active = _pruned(row, found), " ".join(map(str, found.get("active_blocks", ())))
+        pruned = row.architecture.parameters(result["active_blocks"]) if result else None
+        active = " ".join(map(str, found.get("active_blocks", ())))
         writer.writerow(
             {
                 **of_result,
@@ -190,7 +193,7 @@ def csv_lines(setting: Setting, outcomes: Sequence[Outcome]) -> str:
 # The header
 
 
-def _how_much(setting: Setting, outcomes: Sequence[Outcome]) -> str:
+def _how_much(setting: Setting) -> str:
     """How much of the schedule and of the images was trained, so that no short run is read as the paper's."""
     recipe, whole = setting.recipe, setting.recipe == setting.whole
     epochs = f"the whole schedule, {recipe.epochs:g} epochs"
@@ -232,28 +235,27 @@ def _header(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome
 
 
 def _of_all(name: str, ours: str, outcomes: Sequence[Outcome]) -> str:
-    """What all runs say of themselves under a name; ours, if they say nothing or differ."""
-    found = {one.result.get(name, ours) for one in outcomes if one.result}
-    return found.pop() if len(found) == 1 else ours
+    """What the runs say of themselves under a name, each once; ours of those that say nothing, or where none ended."""
+    return "; ".join(dict.fromkeys(one.result.get(name, ours) for one in outcomes if one.result)) or ours
 
 
 def _trained_by(setting: Setting, outcomes: Sequence[Outcome]) -> list[str]:
     """Which rows were trained otherwise than others, or than the lines of versions and hardware say."""
-    rows: dict[str, list[str]] = {}
+    rows: dict[tuple[str, ...], list[str]] = {}
     for one in outcomes:
         if one.result and "version" in one.result:
             rows.setdefault(_how(one.result, setting, outcomes), []).append(f"`{one.row.name}` seed {one.seed}")
-    texts = "; ".join(f"{how}: {', '.join(rows[how])}" for how in sorted(rows))
+    texts = "; ".join(f"{', '.join(how)}: {', '.join(rows[how])}" for how in sorted(rows))
     if len(rows) > 1:
         return [f"- not all rows were trained alike: {texts}"]
     versions = _of_all("versions", setting.versions, outcomes)
-    for by, backend, _, *more in (how.split(", ") for how in rows):
+    for by, backend, _, *more in rows:
         if more or f"{by}, {backend} " not in versions:
             return [f"- trained by {texts}"]
     return []
 
 
-def _how(result: dict[str, Any], setting: Setting, outcomes: Sequence[Outcome]) -> str:
+def _how(result: dict[str, Any], setting: Setting, outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     """Version, backend and precision of a run, and what else is not as a reader of the header would think."""
     parts = [f"gated_resnext {result['version']}", result.get("backend", "tensorflow")]
     parts.append(result.get("precision", "float32"))
@@ -264,7 +266,7 @@ def _how(result: dict[str, Any], setting: Setting, outcomes: Sequence[Outcome]) 
         parts.append(f"batch norm over {result['batch_norm_images']} images")
     if result.get("rollbacks"):
         parts.append(f"{result['rollbacks']} times back to a checkpoint and on at half the rate")
-    return ", ".join(parts)
+    return tuple(parts)
 
 
 # A row
@@ -318,7 +320,11 @@ def _ours(row: Row, ended: Sequence[Outcome]) -> str:
         texts.append(str(Spread.of([100 * result["top1"] for result in results])))
         if row.paper and row.paper.top5 is not None:
             texts.append(f"top-5 {100 * statistics.fmean(result['top5'] for result in results):.2f}")
-    texts += [f"seed {one.seed} diverged at step {one.diverged}" for one in ended if one.diverged is not None]
+    for one in ended:
+        if one.diverged is not None:
+            precision = (one.how or {}).get("precision", "float32")
+            of = "" if precision == "float32" else f", in {precision}"
+            texts.append(f"seed {one.seed} diverged at step {one.diverged}{of}")
     return "; ".join(texts)
 
 
@@ -328,10 +334,6 @@ def _parameters(paper: Paper | None) -> str:
     return (
         f"{paper.params_train:g}" if paper.params_test is None else f"{paper.params_train:g} -> {paper.params_test:g}"
     )
-
-
-def _pruned(row: Row, result: dict[str, Any]) -> int | None:
-    return row.architecture.parameters(result["active_blocks"]) if result else None
 
 
 # Between rows

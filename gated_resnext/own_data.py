@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 from gated_resnext import zoo
@@ -27,10 +28,7 @@ def run_of(
     *,
     entry: str | None = None,
     fields: dict[str, Any] | None = None,
-    recipe: str | None = None,
-    epochs_scale: float = 1.0,
-    gate_learning_rate: float | None = None,
-    batch_size: int | None = None,
+    recipe: Callable[[str], Recipe] = read,
     seed: int = 0,
     data_dir: str | os.PathLike[str] | None = None,
 ) -> Run:
@@ -40,10 +38,8 @@ def run_of(
         dataset: what `sources.open_source` takes.
         entry: the zoo's network to take after; None for a small one.
         fields: of its `Architecture`, to change.
-        recipe: what `recipes.read` takes; None for that of the data set, where the zoo knows it, else one that fits.
-        epochs_scale: makes every phase longer or shorter.
-        gate_learning_rate: another rate of the gates; None for the recipe's.
-        batch_size: another one; None for the recipe's.
+        recipe: what makes the schedule of the name of one: that of the data set, where the zoo knows it, else one that
+            fits.
         seed: of weights, draws, shuffling and augmentation.
         data_dir: folder of tensorflow-datasets.
 
@@ -66,8 +62,7 @@ def run_of(
         raise UserError(f"--architecture: {error}") from None
     # The recipe of a data set is that of its crops: for another input it does not hold.
     own = info.recipe if dataset in DATASETS and info.input_shape == shape.input_shape else RECIPES[info.streamed]
-    schedule: Recipe = read(recipe or own, epochs_scale, gate_learning_rate, batch_size)
-    return Run(_name(dataset, shape, wiring), shape, wiring, dataset, schedule, seed)
+    return Run(_name(dataset, shape, wiring), shape, wiring, dataset, recipe(own), seed)
 
 
 def _looked_at(dataset: str, data_dir: str | os.PathLike[str] | None) -> DatasetInfo:

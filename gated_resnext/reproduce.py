@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import os
 import pathlib
-import platform
 import shlex
 from typing import Any
 
 from absl import flags
 
-import gated_resnext
-from gated_resnext import device_flags, errors, experiments, ledger, recipes, reproduction, zoo
-from gated_resnext.versions import version
+from gated_resnext import errors, experiments, ledger, recipes, reproduction, training_flags, versions, zoo
+from gated_resnext.drawing import canvas
 
 TABLE = flags.DEFINE_enum("table", None, [f"{number}" for number in experiments.TABLES], "Table of the paper.")
 FIGURE = flags.DEFINE_enum("figure", None, [f"{number}" for number in experiments.FIGURES], "Figure of the paper.")
@@ -34,15 +32,8 @@ DATASET = flags.DEFINE_string(
 )
 ROWS = flags.DEFINE_list("rows", ["*"], "Names of the rows to run, as shell patterns.")
 SEEDS = flags.DEFINE_integer("seeds", 4, "How many seeds, from 0 on. The paper has 4.", 1, 10_000)
-EPOCHS_SCALE = flags.DEFINE_float("epochs_scale", 1.0, "Makes every phase longer or shorter, in proportion.")
 LIMIT = flags.DEFINE_integer(
     "limit", None, "Train on the first so many images alone; the test images stay whole.", lower_bound=1
-)
-RECIPE = flags.DEFINE_string(
-    "recipe", None, f"Schedule: {', '.join(recipes.RECIPES)} or a .json file. Default: that of the data set."
-)
-GATE_LEARNING_RATE = flags.DEFINE_float(
-    "gate_learning_rate", None, "Another rate of the gates: a short schedule hardly moves them at the paper's 0.2."
 )
 DATA_DIR = flags.DEFINE_string(
     "data_dir",
@@ -51,30 +42,27 @@ DATA_DIR = flags.DEFINE_string(
 )
 OUTPUT = flags.DEFINE_string("output", "runs/reproduce", "Folder of workdirs, Markdown and CSV.")
 HARDWARE = flags.DEFINE_string("hardware", None, "What it is trained on, for the header. Default: cores and system.")
-CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Work that may be lost, in seconds.", lower_bound=0)
-flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(training_flags)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    errors.check_given(DATASET, RECIPE, OUTPUT, HARDWARE, DATA_DIR)
+    errors.check_given(DATASET, training_flags.RECIPE, OUTPUT, HARDWARE, DATA_DIR)
     experiment = reproduction.chosen(_experiment(), ROWS.value)
-    name = RECIPE.value or zoo.DATASETS[experiment.dataset].recipe
     whole = recipes.RECIPES[zoo.DATASETS[experiment.dataset].recipe]
-    recipe = recipes.read(name, EPOCHS_SCALE.value, GATE_LEARNING_RATE.value)
-    if not CHECKPOINT_SECONDS.value >= 0:
-        raise errors.UserError(f"checkpoint_seconds must be 0 or more. Received: {CHECKPOINT_SECONDS.value}")
-    setting = ledger.Setting(
-        _command(), recipe, whole, SEEDS.value, LIMIT.value, _versions(), HARDWARE.value or _hardware()
-    )
+    recipe = training_flags.recipe(whole.name)
+    machine = versions.of_training(), HARDWARE.value or versions.hardware()
+    setting = ledger.Setting(_command(), recipe, whole, SEEDS.value, LIMIT.value, *machine)
+    if experiment.plots:
+        canvas.check()
     folder = pathlib.Path(OUTPUT.value).expanduser()
     outcomes = reproduction.reproduce(
         experiment,
         setting,
         folder,
         data_dir=DATA_DIR.value,
-        checkpoint_s=CHECKPOINT_SECONDS.value,
         options=_options,
+        again=training_flags.ON_NAN.value == "rollback",
     )
     diverged = sum(one.diverged is not None for one in outcomes)
     print(
@@ -98,36 +86,23 @@ def _experiment() -> experiments.Experiment:
 
 
 def _options() -> dict[str, Any]:
-    chosen = device_flags.STRATEGY.value
+    chosen = training_flags.STRATEGY.value
     if chosen == "multi_worker" or (chosen == "auto" and os.environ.get("TF_CONFIG")):
         raise errors.UserError(
             "reproduce trains on one machine: give --strategy=one_device or mirrored, or train each row on all workers "
             "by python -m gated_resnext.train"
         )
-    return device_flags.options()
+    return training_flags.options()
 
 
 def _command() -> str:
     """The command as given, without the folders of this machine."""
-    own = TABLE, FIGURE, ABLATION, DATASET, ROWS, SEEDS, EPOCHS_SCALE, LIMIT, RECIPE, GATE_LEARNING_RATE
-    given = [flags.FLAGS[flag.name] for flag in (*own, *device_flags.ALL) if flags.FLAGS[flag.name].present]
+    own = TABLE, FIGURE, ABLATION, DATASET, ROWS, SEEDS, training_flags.EPOCHS_SCALE, LIMIT
+    told = *own, *training_flags.SCHEDULE, *training_flags.ARITHMETIC
+    given = [flags.FLAGS[flag.name] for flag in told if flags.FLAGS[flag.name].present]
     command = " ".join(["python -m gated_resnext.reproduce", *(shlex.quote(flag.serialize()) for flag in given)])
-    return command if _backend() == "tensorflow" else f"KERAS_BACKEND={_backend()} {command}"
-
-
-def _backend() -> str:
-    import keras
-
-    return keras.backend.backend()
-
-
-def _versions() -> str:
-    found = [f"{name} {version(name)}" for name in (_backend(), "keras")]
-    return ", ".join([f"gated_resnext {gated_resnext.__version__}", *found, f"Python {platform.python_version()}"])
-
-
-def _hardware() -> str:
-    return f"{os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}"
+    backend = versions.backend()
+    return command if backend == "tensorflow" else f"KERAS_BACKEND={backend} {command}"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from gated_resnext import files, ledger, workdir
+import gated_resnext
+from gated_resnext import files, ledger, versions, workdir
 from gated_resnext.errors import DivergedError, UserError
 from gated_resnext.experiments import Experiment, Row
 from gated_resnext.ledger import Outcome, Setting
@@ -26,8 +27,8 @@ from gated_resnext.workdir import Run
 
 # Beside a workdir's `run.json`: its loss was not finite, so that nobody trains it to that step again.
 DIVERGED = "diverged.json"
-# Likewise: versions and hardware, of each machine in turn where it went on.
-TRAINED_ON = "trained_on.json"
+# What a result.json holds, at the least, to be a row of a ledger.
+NUMBERS = "top1", "top5", "epochs", "seconds", "test_images"
 
 
 def chosen(experiment: Experiment, patterns: Sequence[str]) -> Experiment:
@@ -60,8 +61,8 @@ def reproduce(
     folder: pathlib.Path,
     *,
     data_dir: str | os.PathLike[str] | None = None,
-    checkpoint_s: float = 60.0,
     options: Callable[[], dict[str, Any]] = dict,
+    again: bool = False,
     say: Callable[[str], None] = _say,
 ) -> list[Outcome]:
     """Trains what is left of an experiment, all rows of a seed before the next seed, and writes its ledger.
@@ -73,8 +74,8 @@ def reproduce(
         setting: schedule, seeds and limit; and what the ledger's header says.
         folder: of workdirs and ledger.
         data_dir: folder of tensorflow-datasets; under JAX, of what `gated_resnext.pack` wrote.
-        checkpoint_s: seconds of work that may be lost.
         options: called before the first run that trains; what else `trainer.train` is to know, such as `precision`.
+        again: whether runs that diverged go on from their last good checkpoint, which helps with another `on_nan`.
         say: is told of progress.
 
     Returns:
@@ -91,11 +92,13 @@ def reproduce(
     for _, run in runs:
         workdir.check(run, _place(folder, experiment, run), choose="--output")
     with Termination() as termination:
-        ended = {(row.name, run.seed): _ended(row, run, folder, experiment) for row, run in runs}
+        ended = {(row.name, run.seed): _ended(row, run, folder, experiment, again) for row, run in runs}
         if any(ended.values()):
             write(experiment, setting, _in_order(experiment, ended), folder)
         given: dict[str, Any] | None = None
         for number, (row, run) in enumerate(runs, start=1):
+            if ended[row.name, run.seed] is None:  # another command may have trained it meanwhile
+                ended[row.name, run.seed] = _ended(row, run, folder, experiment, again)
             if ended[row.name, run.seed] is not None:
                 continue
             from gated_resnext import trainer  # seconds, and not needed where all runs have ended
@@ -106,13 +109,15 @@ def reproduce(
             say(f"\nRun {number} of {len(runs)}: {row.name}, seed {run.seed}{_time_left(runs, ended)}")
             place = _place(folder, experiment, run)
             try:
-                note = functools.partial(_note, setting, place)
-                trainer.train(run, place, data_dir=data_dir, checkpoint_s=checkpoint_s, began=note, **given)
+                note = functools.partial(workdir.note_machine, place, setting.versions, setting.hardware)
+                trainer.train(run, place, data_dir=data_dir, began=note, **given)
             except DivergedError as error:
-                files.write_json(place / DIVERGED, {"step": error.step, "message": str(error)})
+                how = {"precision": given.get("precision", "float32"), "version": gated_resnext.__version__}
+                told = {"step": error.step, "message": str(error), "backend": versions.backend(), **how}
+                files.write_json(place / DIVERGED, told)
                 say(f"Diverged: {str(error).split(';')[0]}")
             _forget()
-            ended[row.name, run.seed] = _ended(row, run, folder, experiment)
+            ended[row.name, run.seed] = _ended(row, run, folder, experiment, False)
             write(experiment, setting, _in_order(experiment, ended), folder)
     return _in_order(experiment, ended)
 
@@ -134,30 +139,6 @@ def _place(folder: pathlib.Path, experiment: Experiment, run: Run) -> pathlib.Pa
     return folder / experiment.key / f"{run.entry}-{run.seed}"
 
 
-def _note(setting: Setting, place: pathlib.Path) -> None:
-    """Adds versions and hardware to those that a run was trained on before, where they are others."""
-    now, before = {"versions": setting.versions, "hardware": setting.hardware}, _trained_on(place)
-    if now not in before:
-        files.write_json(place / TRAINED_ON, [*before, now])
-
-
-def _trained_on(place: pathlib.Path) -> list[dict[str, str]]:
-    """What `_note` wrote; empty for a workdir of the train command.
-
-    Raises:
-        UserError: if it is damaged.
-    """
-    path = place / TRAINED_ON
-    found = files.read_json(path) if path.is_file() else []
-    whole = isinstance(found, list) and all(
-        isinstance(one, dict) and [type(one.get(name)) for name in ("versions", "hardware")] == [str, str]
-        for one in found
-    )
-    if not whole:
-        raise UserError(f"{path} names no versions and hardware; delete it, and the ledger names this machine's")
-    return found
-
-
 def _forget() -> None:
     """Frees the network that was trained: its compiled steps refer to it, and Keras counts its names.
 
@@ -170,27 +151,39 @@ def _forget() -> None:
     gc.collect()
 
 
-def _ended(row: Row, run: Run, folder: pathlib.Path, experiment: Experiment) -> Outcome | None:
+def _ended(row: Row, run: Run, folder: pathlib.Path, experiment: Experiment, again: bool) -> Outcome | None:
     """What came out of a run, or of an equal one for another experiment in this folder; None if it has not ended.
 
     Raises:
         UserError: if its files are damaged.
     """
-    for place in [_place(folder, experiment, run), *_elsewhere(run, folder)]:
+    places = [_place(folder, experiment, run), *_elsewhere(run, folder)]
+    for place in places:
         if (place / "result.json").is_file():
-            result = files.read_json(place / "result.json")
-            if not isinstance(result, dict) or not {"top1", "active_blocks", "epochs", "seconds"} <= result.keys():
-                raise UserError(f"{place}/result.json holds no result; delete it, and the same command writes it anew")
-            machines = _trained_on(place)
-            for name in ("versions", "hardware") if machines else ():
-                result[name] = ", then ".join(dict.fromkeys(one[name] for one in machines))
-            return Outcome(row, run.seed, result, entropy=_entropy(place))
+            return Outcome(row, run.seed, _result(place), entropy=_entropy(place))
+    for place in () if again else places:
         if (place / DIVERGED).is_file():
             found = files.read_json(place / DIVERGED)
             if not isinstance(found, dict) or type(found.get("step")) is not int:
                 raise UserError(f"{place / DIVERGED} names no step; delete it, and the same command goes on from there")
-            return Outcome(row, run.seed, None, diverged=found["step"])
+            how = {name: found[name] for name in ("backend", "precision", "version") if name in found}
+            return Outcome(row, run.seed, None, diverged=found["step"], how=how)
     return None
+
+
+def _result(place: pathlib.Path) -> dict[str, Any]:
+    """A run's `result.json`, with the versions and the hardware that trained it."""
+    result = files.read_json(place / "result.json")
+    if not (
+        isinstance(result, dict)
+        and all(isinstance(result.get(name), int | float) for name in NUMBERS)
+        and isinstance(result.get("active_blocks"), list)
+    ):
+        raise UserError(f"{place}/result.json holds no result; delete it, and the same command writes it anew")
+    machines = workdir.machines(place)
+    for name in ("versions", "hardware"):
+        result[name] = ", then ".join(dict.fromkeys(one[name] for one in machines)) or "not recorded"
+    return result
 
 
 def _elsewhere(run: Run, folder: pathlib.Path) -> Iterator[pathlib.Path]:

@@ -20,15 +20,15 @@ from typing import Any
 
 from absl import flags
 
-from gated_resnext import device_flags, errors, files, recipes, workdir, zoo
+from gated_resnext import errors, files, recipes, training_flags, versions, workdir, zoo
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.datasets.table import DATASETS, of_folder
 
 ENTRY = flags.DEFINE_string(
     "entry",
     None,
-    f"Network of the zoo to train, or whose shape to take for data of your own: always from the first step, not from "
-    f"published weights. Default: {zoo.DEFAULT}, or one that fits. See gated_resnext.zoo.names().",
+    f"Network of the zoo to train. Default: {zoo.DEFAULT}, or one that fits. For data of your own its shape is taken, "
+    "not its weights. See gated_resnext.zoo.names().",
 )
 DATASET = flags.DEFINE_string("dataset", None, "Any data set of tensorflow-datasets with `image` and `label`.")
 IMAGE_FOLDER = flags.DEFINE_string(
@@ -36,9 +36,6 @@ IMAGE_FOLDER = flags.DEFINE_string(
 )
 ARCHITECTURE = flags.DEFINE_string(
     "architecture", None, "Fields of the entry's Architecture to change, as JSON or in a .json file."
-)
-RECIPE = flags.DEFINE_string(
-    "recipe", None, f"Schedule: {', '.join(recipes.RECIPES)} or a .json file. Default: that of the data set."
 )
 WIRING = flags.DEFINE_string(
     "wiring",
@@ -53,36 +50,24 @@ DATA_DIR = flags.DEFINE_string(
     "Folder of tensorflow-datasets (default: ~/tensorflow_datasets), or under JAX of gated_resnext.pack (default: .).",
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, draws, shuffling and augmentation.", 0, 2**63 - 1)
-EPOCHS_SCALE = flags.DEFINE_float("epochs_scale", 1.0, "Makes every phase longer or shorter, in proportion.")
-GATE_LEARNING_RATE = flags.DEFINE_float(
-    "gate_learning_rate", None, "Another rate of the gates: a short schedule hardly moves them at the paper's 0.2."
-)
-BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Images of a step, over all devices. Default: the schedule's, whose rates stay.", lower_bound=1
-)
-ON_NAN = flags.DEFINE_string("on_nan", "stop", "At a loss that is not finite: stop, or rollback and halve the rate.")
-CHECKPOINT_SECONDS = flags.DEFINE_float("checkpoint_seconds", 60, "Work that may be lost, in seconds.", lower_bound=0)
-flags.adopt_module_key_flags(device_flags)
+flags.adopt_module_key_flags(training_flags)
 
 
 def main(argv: list[str]) -> None:
     del argv
-    errors.check_given(ENTRY, DATASET, IMAGE_FOLDER, ARCHITECTURE, RECIPE, WIRING, WORKDIR, DATA_DIR)
+    errors.check_given(ENTRY, DATASET, IMAGE_FOLDER, ARCHITECTURE, training_flags.RECIPE, WIRING, WORKDIR, DATA_DIR)
     run = _wired(_run_of_the_zoo()) if _is_of_the_zoo() else None
 
     from gated_resnext import trainer
 
-    options = device_flags.options()
+    options = training_flags.options()
     run = run or _wired(_run_of_another())
-    if not CHECKPOINT_SECONDS.value >= 0:
-        raise errors.UserError(f"checkpoint_seconds must be 0 or more. Received: {CHECKPOINT_SECONDS.value}")
     folder = pathlib.Path(WORKDIR.value or f"runs/{run.entry}").expanduser()
     result = trainer.train(
         run,
         folder,
         data_dir=DATA_DIR.value,
-        on_nan=ON_NAN.value,
-        checkpoint_s=CHECKPOINT_SECONDS.value,
+        began=lambda: workdir.note_machine(folder, versions.of_training(), versions.hardware()),
         **options,
     )
     if not _writes(options["scope"]):
@@ -102,8 +87,8 @@ def main(argv: list[str]) -> None:
 
 def _share(run: workdir.Run) -> str:
     """How much of which schedule it was: the whole one is that of the data set alone."""
-    if EPOCHS_SCALE.value != 1:
-        return f"{EPOCHS_SCALE.value:g} of the"
+    if training_flags.EPOCHS_SCALE.value != 1:
+        return f"{training_flags.EPOCHS_SCALE.value:g} of the"
     own = zoo.DATASETS[run.dataset].recipe if run.dataset in zoo.DATASETS else run.recipe.name
     return "the whole" if run.recipe == recipes.RECIPES.get(own) else "of the"
 
@@ -129,8 +114,7 @@ def _is_of_the_zoo() -> bool:
 
 def _run_of_the_zoo() -> workdir.Run:
     entry = ENTRY.value or zoo.DEFAULT
-    name = RECIPE.value or zoo.DATASETS[zoo.entry(entry).dataset].recipe
-    recipe = recipes.read(name, EPOCHS_SCALE.value, GATE_LEARNING_RATE.value, BATCH_SIZE.value)
+    recipe = training_flags.recipe(zoo.DATASETS[zoo.entry(entry).dataset].recipe)
     return workdir.Run.of(entry, recipe, seed=SEED.value)
 
 
@@ -149,10 +133,7 @@ def _run_of_another() -> workdir.Run:
         dataset,
         entry=entry,
         fields=_fields(ARCHITECTURE.value),
-        recipe=RECIPE.value,
-        epochs_scale=EPOCHS_SCALE.value,
-        gate_learning_rate=GATE_LEARNING_RATE.value,
-        batch_size=BATCH_SIZE.value,
+        recipe=training_flags.recipe,
         seed=SEED.value,
         data_dir=DATA_DIR.value,
     )
@@ -173,7 +154,7 @@ def _wired(run: workdir.Run) -> workdir.Run:
     """The run with the wiring of --wiring, where there is one; a rate of the gates goes with learned ones alone."""
     run = run if WIRING.value is None else run.with_wiring(Connectivity.read(WIRING.value))
     learns = run.wiring == "learned" and run.architecture.learnable
-    if GATE_LEARNING_RATE.value is not None and not learns:
+    if training_flags.GATE_LEARNING_RATE.value is not None and not learns:
         kind = run.wiring if run.architecture.learnable else "full"
         raise errors.UserError(f"--gate_learning_rate is of gates that are learned; {run.entry} has a {kind} wiring")
     return run

@@ -1,9 +1,11 @@
-"""The versions of the libraries that compute."""
+"""With what, and on what, is computed: versions of the libraries, and the machine."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import os
+import platform
 
 
 def version(name: str) -> str:
@@ -15,3 +17,23 @@ def version(name: str) -> str:
             return str(getattr(importlib.import_module(name), "__version__", "unknown"))
         except ImportError:
             return "unknown"
+
+
+def backend() -> str:
+    """Keras' backend."""
+    import keras
+
+    return str(keras.backend.backend())
+
+
+def of_training() -> str:
+    """Versions of all that a training depends on, as text."""
+    import gated_resnext
+
+    found = [f"{name} {version(name)}" for name in (backend(), "keras")]
+    return ", ".join([f"gated_resnext {gated_resnext.__version__}", *found, f"Python {platform.python_version()}"])
+
+
+def hardware() -> str:
+    """This machine, as far as Python knows it, as text."""
+    return f"{os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}"

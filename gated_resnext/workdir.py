@@ -1,4 +1,4 @@
-"""What a training's workdir says of itself: the run it belongs to and the metrics so far.
+"""What a training's workdir says of itself: its run, its metrics so far, the machines, and who is at work in it.
 
 Plain Python: nothing here needs Keras or TensorFlow.
 """
@@ -22,6 +22,8 @@ from gated_resnext.datasets.table import FOLDER
 from gated_resnext.errors import UserError
 from gated_resnext.recipes import Recipe
 
+# Versions and hardware, of each machine in turn where a training went on.
+TRAINED_ON = "trained_on.json"
 WIRINGS = ("learned", "random", "full", "given")
 
 
@@ -136,6 +138,30 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def note_machine(workdir: str | os.PathLike[str], versions: str, hardware: str) -> None:
+    """Adds versions and hardware to those that the run was trained on before, where they are others."""
+    now, before = {"versions": versions, "hardware": hardware}, machines(workdir)
+    if now not in before:
+        files.write_json(pathlib.Path(workdir) / TRAINED_ON, [*before, now])
+
+
+def machines(workdir: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """What `note_machine` wrote; empty where nothing did.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    path = pathlib.Path(workdir) / TRAINED_ON
+    found = files.read_json(path) if path.is_file() else []
+    whole = isinstance(found, list) and all(
+        isinstance(one, dict) and [type(one.get(name)) for name in ("versions", "hardware")] == [str, str]
+        for one in found
+    )
+    if not whole:
+        raise UserError(f"{path} names no versions and hardware; delete it, and they count as not recorded")
+    return found
+
+
 def check(run: Run, workdir: pathlib.Path, *, choose: str = "--workdir") -> None:
     """Finds that the workdir is this run's, or that nothing is in it; else tells to choose another."""
     if (workdir / "run.json").is_file():
@@ -198,7 +224,7 @@ def _lock(file: Any, workdir: pathlib.Path) -> None:
         file.seek(0)
         raise UserError(
             f"another training ({file.read() or 'just started'}) is at work in {workdir}; wait for it or choose "
-            "another --workdir"
+            "another folder"
         ) from None
     except OSError:  # a file system without locks
         return

@@ -74,6 +74,13 @@ def test_active_blocks_of_a_training_and_of_the_zoo(trained, tmp_path):
         assert name in svg.texts
 
 
+def test_networks_of_one_name_from_one_place_are_all_drawn(trained, tmp_path, monkeypatch):
+    shutil.copytree(trained, tmp_path / K1)
+    monkeypatch.chdir(tmp_path)  # where the workdir is called as the entry is
+    said = pictures.draw("active", [Subject.of_workdir(K1), Subject.of_entry(K1)], tmp_path / "active.svg")
+    assert [line.partition(": ")[0] for line in said.splitlines()] == [K1, f"{K1} (2)"]
+
+
 def test_gates_of_a_training_as_a_page_and_as_a_gif(trained, tmp_path):
     said = pictures.draw("gates", [Subject.of_workdir(trained)], tmp_path / "gates.html")
     assert said.startswith(f"{K1}: gates at 17 steps from 0 to 16, from 0.")

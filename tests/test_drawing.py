@@ -116,6 +116,10 @@ def test_many_edges_are_shaded_where_they_are(tmp_path, monkeypatch):
     svg, image = Svg(tmp_path / "wiring.svg"), pixels(tmp_path / "wiring.png").astype(int)
     assert "weave-1" in (element.get("id") for element in svg.root.iter())
     assert svg.count("edge-1", "path") == 8 + 8, "the stem's and the head's"
+    gates = np.random.default_rng(0).uniform(0.001, 0.1, (3, 8, 8))
+    wiring_picture([("", straight)], tmp_path / "gates.svg", real_gates=list(gates))
+    texts = Svg(tmp_path / "gates.svg").texts
+    assert "darker: more edges, and larger real gates" in texts and not any(t.startswith("real gate") for t in texts)
     middles = svg.middles("active-1") * canvas.DPI / 72
     half = 0.5 * wiring.ROW * canvas.DPI
     for x, y in middles[:-8]:  # half way to the next module

@@ -9,7 +9,7 @@ import test_own_data
 
 from gated_resnext import GatedResNeXt, files, own_data
 from gated_resnext.datasets.table import FOLDER
-from gated_resnext.recipes import RECIPES
+from gated_resnext.recipes import RECIPES, read
 from gated_resnext.workdir import Run
 
 CLASSES = ["ant", "bee", "cat"]
@@ -38,7 +38,9 @@ def place(tmp_path):
     for label in CLASSES:
         fill(tmp_path / "photos", label, 20)
     files.write_json(tmp_path / "quick.json", RECIPE)
-    run = own_data.run_of(f"{FOLDER}{tmp_path / 'photos'}", fields=TINY, recipe=str(tmp_path / "quick.json"))
+    run = own_data.run_of(
+        f"{FOLDER}{tmp_path / 'photos'}", fields=TINY, recipe=lambda own: read(str(tmp_path / "quick.json"))
+    )
     ended(run, tmp_path / "run", CLASSES)
     return tmp_path
 

@@ -16,7 +16,7 @@ from gated_resnext.architecture import Architecture
 from gated_resnext.datasets.table import FOLDER
 from gated_resnext.errors import UserError
 from gated_resnext.own_data import run_of
-from gated_resnext.recipes import RECIPES
+from gated_resnext.recipes import RECIPES, read
 from gated_resnext.workdir import Run
 
 TINY = {
@@ -107,8 +107,9 @@ def test_the_name_is_made_of_the_folders(folder, stem, photos, tmp_path):
 
 def test_a_recipe_by_name_scaled_or_from_a_file(photos, tmp_path):
     files.write_json(tmp_path / "quick.json", RECIPE)
-    assert run_of(f"{FOLDER}{photos}", recipe="imagenet", epochs_scale=0.5).recipe == RECIPES["imagenet"].scaled(0.5)
-    recipe = run_of(f"{FOLDER}{photos}", recipe=str(tmp_path / "quick.json"), epochs_scale=2.0).recipe
+    run = run_of(f"{FOLDER}{photos}", recipe=lambda own: read("imagenet", 0.5))
+    assert run.recipe == RECIPES["imagenet"].scaled(0.5)
+    recipe = run_of(f"{FOLDER}{photos}", recipe=lambda own: read(str(tmp_path / "quick.json"), 2.0)).recipe
     assert (recipe.name, recipe.epochs, recipe.batch_size) == ("quick", 4, 16)
 
 
@@ -120,8 +121,8 @@ def test_a_recipe_by_name_scaled_or_from_a_file(photos, tmp_path):
         ({"fields": {"fan_in": 9}}, "--architecture: fan_in .* at most cardinality"),
         ({"fields": {"wdith": 9}}, "--architecture: .*wdith"),
         ({"fields": {"depth": 21}}, "--architecture: depth must be"),
-        ({"recipe": "adam"}, "recipe must be one of"),
-        ({"epochs_scale": 0.0}, "epochs_scale must be above 0"),
+        ({"recipe": lambda own: read("adam")}, "recipe must be one of"),
+        ({"recipe": lambda own: read(own, 0.0)}, "epochs_scale must be above 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(photos, options, message):
@@ -137,18 +138,18 @@ def test_another_network_on_the_zoos_data_needs_no_tensorflow(run_python):
     code = """
         import sys
         from gated_resnext.own_data import run_of
-        run = run_of("cifar100", entry="cifar100_29_8_8_k4", fields={"fan_in": 2}, batch_size=32)
+        run = run_of("cifar100", entry="cifar100_29_8_8_k4", fields={"fan_in": 2})
         print(run.entry, run.wiring, run.architecture.fan_in, run.architecture.classes, run.recipe.name)
         print(*sorted({"tensorflow", "keras", "jax"} & set(sys.modules)))
     """
     done = run_python("-c", textwrap.dedent(code))
-    assert done.stdout == "cifar100_29_8_8_k2 learned 2 100 cifar, batches of 32\n\n", done.stderr
+    assert done.stdout == "cifar100_29_8_8_k2 learned 2 100 cifar\n\n", done.stderr
 
 
 def test_another_batch_size_is_the_schedule_but_for_it(photos):
-    run = run_of(f"{FOLDER}{photos}", batch_size=7)
+    run = run_of(f"{FOLDER}{photos}", recipe=lambda own: read(own, batch_size=7))
     assert run.recipe == dataclasses.replace(RECIPES["photos"], name="photos, batches of 7", batch_size=7)
-    assert run_of(f"{FOLDER}{photos}", batch_size=64).recipe == RECIPES["photos"]
+    assert run_of(f"{FOLDER}{photos}", recipe=lambda own: read(own, batch_size=64)).recipe == RECIPES["photos"]
 
 
 def test_a_run_on_names_that_are_no_unicode_can_be_written_down(tmp_path):
@@ -309,7 +310,7 @@ def test_a_broken_image_is_named_before_the_training(copied, run_python, tmp_pat
     images, _ = copied
     (images / "digit 7" / "größe 0003.png").write_bytes(b"\x89PNG, but not for long")
     files.write_json(tmp_path / "quick.json", RECIPE)
-    run = run_of(f"{FOLDER}{images}", fields=TINY, recipe=str(tmp_path / "quick.json"))
+    run = run_of(f"{FOLDER}{images}", fields=TINY, recipe=lambda own: read(str(tmp_path / "quick.json")))
     with pytest.raises(UserError, match=r"1 of 240 images cannot be decoded.*digit 7/größe 0003\.png$"):
         trainer.train(run, tmp_path / "new")
     assert not (tmp_path / "new" / "metrics.jsonl").exists()

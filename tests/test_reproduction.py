@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -10,13 +11,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import numpy as np
 import pytest
 from test_trainer import assert_same_end
 
-from gated_resnext import experiments, files, ledger, reproduction, trainer, workdir
+from gated_resnext import experiments, files, ledger, reproduction, trainer, workdir, zoo
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.errors import UserError
 from gated_resnext.recipes import RECIPES, Phase
@@ -164,8 +166,9 @@ def test_each_run_names_the_machine_it_was_trained_on(reproduced):
     )
     place = output.parent / "moved" / f"{K1}-1"
     shutil.copytree(output / KEY / f"{K1}-1", place)
-    reproduction._note(SETTING._replace(hardware="another"), place)
-    assert reproduction._trained_on(place) == [machine, {"versions": "", "hardware": "another"}]
+    workdir.note_machine(place, "", "another")
+    workdir.note_machine(place, "", "another")
+    assert workdir.machines(place) == [machine, {"versions": "", "hardware": "another"}]
 
 
 def test_a_run_among_others_ends_in_the_bytes_of_one_alone(reproduced, digits_dir, tmp_path):
@@ -201,6 +204,28 @@ def test_a_committed_ledger_is_what_its_runs_say(path):
             assert f"| {np.max(top1):.2f} ({np.mean(top1):.2f} ± {np.std(top1, ddof=1):.2f})" in line
         elif top1:
             assert f"| {top1[0]:.2f} |" in line or f"| {top1[0]:.2f};" in line
+        for name, told in (
+            ("parameters_pruned", "| {:,.0f} |"),
+            ("epochs", "| {:.4g} of "),
+            ("gate_entropy", "| {:.3f} of log "),
+            ("seconds", "| {:,.0f} |"),
+        ):
+            values = [float(run[name]) for (of, _), run in runs.items() if of == row and run[name]]
+            assert not values or told.format(np.mean(values)) in line
+    for run in runs.values():
+        another = f"another schedule, {run['recipe']!r}, on" in text
+        assert another == (run["recipe"] != zoo.DATASETS[run["dataset"]].recipe)
+    pairs = re.findall(r"^- `(\w+)` - `(\w+)`: (\S+) points (.*)$", text, re.MULTILINE)
+    for first, second, told, more in pairs:
+        of = [{seed: 100 * float(run["top1"]) for (row, seed), run in runs.items() if row == name}
+              for name in (first, second)]  # fmt: skip
+        seeds = sorted(of[0].keys() & of[1].keys())
+        a, b = (np.array([each[seed] for seed in seeds]) for each in of)
+        assert told == f"{a.mean() - b.mean():+.2f}"
+        if len(seeds) > 1:
+            pooled = np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+            exceeds = "exceeds" if abs(a.mean() - b.mean()) > pooled else "does not exceed"
+            assert more.startswith(f"over {len(seeds)} seeds, which {exceeds} ") and f"({pooled:.2f}, " in more
 
 
 # Workdirs of other making
@@ -218,7 +243,8 @@ def test_a_workdir_of_the_train_command_is_taken_over(trained, digits_dir, tmp_p
         assert "Run " not in done.stdout
         row = read(tmp_path / name)[K1, 0]
         assert float(row["top1"]) == files.read_json(trained / "result.json")["top1"] and row["limit"] == ""
-        assert "- hardware: an abacus, float32\n" in (tmp_path / name / f"{KEY}.md").read_text()
+        text = (tmp_path / name / f"{KEY}.md").read_text()  # the function `train` knows no machine, the command does
+        assert "- hardware: not recorded, float32\n" in text and "abacus" not in text
     assert Run.read(tmp_path / "at_its_place" / KEY / f"{K1}-0").limit is None
 
 
@@ -285,7 +311,60 @@ def test_a_loss_that_is_not_finite_is_a_result_and_is_not_tried_again(digits_dir
     assert len(said) == 2 and said[0].startswith("\nRun 1 of 1") and "at step 2" in said[1]
     assert f"| `{FULL}` " in (tmp_path / f"{KEY}.md").read_text()
     assert "seed 0 diverged at step 2" in (tmp_path / f"{KEY}.md").read_text()
-    assert read(tmp_path)[FULL, 0]["diverged_at_step"] == "2"
+    told = read(tmp_path)[FULL, 0]
+    assert (told["diverged_at_step"], told["backend"], told["precision"]) == ("2", "tensorflow", "float32")
+
+
+def test_a_diverged_run_can_be_gone_on_with(digits_dir, tmp_path):
+    experiment = reproduction.chosen(experiments.table(3, "optical_digits"), [FULL])
+    recipe = dataclasses.replace(RECIPES["digits"], name="wild", phases=(Phase(0.1, 1e6), Phase(0.1, 0.1)))
+    setting, said = ledger.Setting("", recipe, recipe, seeds=1, hardware="an abacus"), []
+    run = functools.partial(reproduction.reproduce, experiment, setting, tmp_path, data_dir=digits_dir, say=said.append)
+    [outcome] = run(options=lambda: {"checkpoint_s": 0.0})
+    assert outcome.diverged
+    place = tmp_path / KEY / f"{FULL}-0"
+    kept = files.read_json(place / "diverged.json")
+    assert kept["backend"] == "tensorflow" and kept["precision"] == "float32" and kept["version"]
+    [outcome] = run(again=True, options=lambda: {"checkpoint_s": 0.0, "on_nan": "rollback"})
+    assert len(said) == 4 and "Run 1 of 1" in said[2], "it was tried again"
+    # A result beside it is the one that counts, in its place or in another of the same run.
+    shutil.copytree(place, tmp_path / place.name)
+    result = {"top1": 0.5, "top5": 0.9, "epochs": 1, "seconds": 1, "test_images": 360, "active_blocks": [4, 4, 4]}
+    files.write_json(tmp_path / place.name / "result.json", result)
+    [outcome] = run()
+    assert outcome.diverged is None and outcome.result["top1"] == 0.5
+    assert outcome.result["hardware"] == "an abacus"
+
+
+def test_a_run_that_another_command_trained_meanwhile_is_taken_over(reproduced, tmp_path):
+    output, _ = reproduced
+    experiment = reproduction.chosen(experiments.table(3, "optical_digits"), [FULL, K1])
+
+    def meanwhile():  # before the first run trains, somebody else ends both
+        for name in (FULL, K1):
+            shutil.copytree(output / KEY / f"{name}-0", tmp_path / KEY / f"{name}-0", dirs_exist_ok=True)
+        return {}
+
+    said, trained_ones = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "train", lambda run, *rest, **more: trained_ones.append(run.entry))
+        found = reproduction.reproduce(experiment, SETTING, tmp_path, options=meanwhile, say=said.append)
+    assert trained_ones == [FULL] and len(found) == 2, "the second was not begun"
+
+
+def test_a_figure_needs_matplotlib_before_it_trains(run_python, tmp_path):
+    code = """
+        import importlib.util, runpy, sys
+        find = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, *rest: None if name == "matplotlib" else find(name, *rest)
+        sys.argv = ["reproduce", "--figure=2", "--dataset=cifar10", "--data_dir=nowhere"]
+        runpy.run_module("gated_resnext.reproduce", run_name="__main__")
+    """
+    done = run_python("-c", textwrap.dedent(code), cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.endswith(
+        "\nerror: a picture needs matplotlib: pip install matplotlib\n"
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 # Mistakes
@@ -347,7 +426,7 @@ from gated_resnext import errors, reproduce
 import sys
 found = {{}}
 for name, arguments in json.load(open("cases.json")).items():
-    for module in ("gated_resnext.reproduce", "gated_resnext.device_flags"):
+    for module in ("gated_resnext.reproduce", "gated_resnext.training_flags"):
         for flag in flags.FLAGS.flags_by_module_dict()[module]:
             flag.unparse()
     flags.FLAGS.unparse_flags()

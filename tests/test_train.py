@@ -122,6 +122,8 @@ def test_the_command_trains_and_says_what_came_out(ran, digits_dir):
     )
     assert rounds == list("1234")
     assert (result["seed"], result["steps"]) == (0, 28)
+    [machine] = json.loads((workdir / "trained_on.json").read_text())
+    assert machine["versions"].startswith("gated_resnext ") and "CPU cores" in machine["hardware"]
     assert keras.saving.load_model(workdir / "model.keras").architecture.fan_in == 1
 
 

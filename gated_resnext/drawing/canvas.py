@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 import os
 import pathlib
@@ -62,9 +63,20 @@ def ending(path: Path, endings: tuple[str, ...] = ENDINGS) -> str:
     return suffix
 
 
+def check() -> None:
+    """Finds that pictures can be drawn.
+
+    Raises:
+        UserError: if matplotlib is not installed, as on a machine that trains under JAX alone.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("a picture needs matplotlib: pip install matplotlib")
+
+
 @contextlib.contextmanager
 def figure(width: float, height: float, *, layout: str | None = "constrained") -> Iterator[Figure]:
     """A figure of so many inches; what is drawn inside the `with` has the pictures' common looks."""
+    check()
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -66,16 +66,12 @@ def active_blocks_chart(series: Mapping[str, Sequence[float]], cardinality: int,
         canvas.legend_below(figure, axes.get_legend_handles_labels()[0], 3)
 
 
-def fan_in_chart(
-    points: Mapping[int, Sequence[float]], reference: Mapping[str, Sequence[float]], path: canvas.Path
-) -> None:
+def fan_in_chart(points: Mapping[int, Sequence[float]], path: canvas.Path) -> None:
     """Top-1 against fan-in: the mean of the seeds as a line, their range as a bar, each of them as a dot.
 
     Args:
         points: shares of test images recognised, one a seed, by K.
-        reference: the same of networks without a fan-in of their own, such as Fixed-Full, by name: a dashed line at the
-            mean, a band over the range.
-        path: of the .svg or .png file; in an SVG the groups are "mean", "range", "seeds", and "reference-n".
+        path: of the .svg or .png file; in an SVG the groups are "mean", "range" and "seeds".
 
     Raises:
         UserError: if the path ends otherwise.
@@ -96,12 +92,6 @@ def fan_in_chart(
         label = _seeds("learned", *shares)
         (line,) = axes.plot(fan_ins, means, marker="s", markersize=6, linewidth=1.8, zorder=3, label=label, **_look(0))
         line.set_gid("mean")
-        for number, (name, seeds) in enumerate(reference.items()):
-            percents = 100 * np.asarray(seeds, float)
-            look = _look(number + 1)
-            line = axes.axhline(percents.mean(), linestyle="--", linewidth=1.4, label=_seeds(name, percents), **look)
-            line.set_gid(f"reference-{number + 1}")
-            axes.axhspan(percents.min(), percents.max(), alpha=0.12, linewidth=0, **look)
         axes.set_xticks(fan_ins)
         axes.margins(y=0.12)
         axes.grid(axis="y", color=canvas.UNUSED, linewidth=0.6)

@@ -84,9 +84,15 @@ def _curves(subjects: Sequence[Subject], path: canvas.Path) -> str:
 
 
 def _named(subjects: Sequence[Subject]) -> dict[str, Subject]:
-    """The networks by name, and by where they were found those that share one."""
+    """The networks by name, by where they were found those that share one, and numbered where that is the same."""
     often = collections.Counter(subject.name for subject in subjects)
-    return {subject.name if often[subject.name] == 1 else subject.place: subject for subject in subjects}
+    found: dict[str, Subject] = {}
+    for subject in subjects:
+        name = place = subject.name if often[subject.name] == 1 else subject.place
+        while name in found:
+            name = f"{place} ({len(found) + 1})"
+        found[name] = subject
+    return found
 
 
 KINDS = {

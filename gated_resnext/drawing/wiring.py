@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 STEP, WIDEST = 0.36, 5.8
 ROW, LOW_ROW, MANY_ROWS = 0.64, 0.5, 12
 LABELS, COUNTS, TOP, BOTTOM = 1.05, 0.8, 0.8, 0.85
-LEGEND = 4.5  # with the range of the gates
+LEGEND = 4.7  # with the range of the gates
 # A panel of more edges than this is shaded by their density instead, at so many pixels an inch: the 65,000 lines of
 # {101,4,64} with K = 32 took 16 s and 8 MB as a PNG and are one weave to the eye all the same.
 MOST_LINES, PIXELS = 4_000, 72
@@ -270,6 +270,9 @@ def _legend(axes: Axes, y: float, real_gates: Sequence[np.ndarray] | None, wirin
         x += 0.95
     if real_gates is not None:
         lowest, highest = _range(real_gates, wiring)
+        if sum(len(inputs) for module in wiring.sources for inputs in module) > MOST_LINES:
+            axes.text(x, y, "darker: more edges, and larger real gates", va="center", size=9)
+            return
         axes.text(x, y, f"real gate {lowest:.3g}", va="center", size=9)
-        axes.imshow(np.linspace(0, 1, 64)[None], cmap=_shades(), extent=(x + 1.1, x + 1.9, y - 0.04, y + 0.04))
-        axes.text(x + 1.98, y, f"{highest:.3g}", va="center", size=9)
+        axes.imshow(np.linspace(0, 1, 64)[None], cmap=_shades(), extent=(x + 1.25, x + 2.05, y - 0.04, y + 0.04))
+        axes.text(x + 2.13, y, f"{highest:.3g}", va="center", size=9)
