@@ -38,9 +38,8 @@ def place(tmp_path):
     for label in CLASSES:
         fill(tmp_path / "photos", label, 20)
     files.write_json(tmp_path / "quick.json", RECIPE)
-    run = own_data.run_of(
-        f"{FOLDER}{tmp_path / 'photos'}", fields=TINY, recipe=lambda own: read(str(tmp_path / "quick.json"))
-    )
+    quick = read(str(tmp_path / "quick.json"))
+    run = own_data.run_of(f"{FOLDER}{tmp_path / 'photos'}", fields=TINY, recipe=lambda own: quick)
     ended(run, tmp_path / "run", CLASSES)
     return tmp_path
 

@@ -158,7 +158,7 @@ def test_the_defaults_are_the_documented_ones(run_python, tmp_path):
         ("[no]remat", "false"),
     ):
         assert re.search(rf"--{re.escape(name)}: [^-]*\(default: '{default}'\)", done.stdout, re.DOTALL), name
-    assert re.search(rf"--entry: [^-]*Default: {K1}, or one that fits", done.stdout)
+    assert re.search(rf"--entry: [^-]*Default: {K1}, or\s+one\s+that\s+fits", done.stdout)
     for name in ("recipe", "workdir", "data_dir", "dataset", "image_folder", "architecture"):
         assert f"--{name}:" in done.stdout
     assert os.listdir(tmp_path) == []
