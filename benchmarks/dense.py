@@ -164,7 +164,7 @@ def _trained(kind: str, images: Any, seed: int) -> dict[str, Any]:
         "top1": top1,
         "parameters": before,
         "pruned": _parameters(model),
-        "layers": " + ".join(str(model.get_layer(name).layers) for name in BLOCKS),
+        "layers": " + ".join(str(model.get_layer(name).layer_count) for name in BLOCKS),
         "entropy": entropy,
     }
 

@@ -11,14 +11,11 @@ from keras import ops
 
 from gated_resnext import gates
 from gated_resnext.architecture import AGGREGATIONS, GATES
-from gated_resnext.errors import check_choice
+from gated_resnext.connectivity import Connectivity, reads_of
+from gated_resnext.errors import check_choice, whole_number
+from gated_resnext.seeds import a_seed
 
 Tensor = Any
-
-
-def a_seed(seed: int | None) -> int:
-    """The seed, or a random one."""
-    return int(np.random.default_rng().integers(2**31)) if seed is None else int(seed)
 
 
 def hand_down_trainable(layer: keras.layers.Layer) -> None:
@@ -128,10 +125,10 @@ class GatedAggregation(LearnsGates):
         super().__init__(**kwargs)
         check_choice("aggregation", aggregation, [name for name in AGGREGATIONS if name != "shared"])
         check_choice("gates", gates, GATES if aggregation != "weighted" else ("binary",))
-        self.fan_in = fan_in
+        self.fan_in = whole_number("fan_in", fan_in)
         self.aggregation = aggregation
         self.gates = gates
-        self.sources = None if sources is None else tuple(tuple(map(int, block)) for block in sources)
+        self.sources = None if sources is None else reads_of(sources)
         self.remat = remat
         self.blocks = blocks
         self.seed = a_seed(seed)
@@ -139,8 +136,7 @@ class GatedAggregation(LearnsGates):
     def build(self, shape: Any) -> None:
         branches = shape[0]
         if self.sources is not None:
-            if any(not 0 <= source < branches for block in self.sources for source in block):
-                raise ValueError(f"sources must be out of the {branches} branches. Received: sources={self.sources}")
+            Connectivity(branches, (self.sources,))
             self.fixed_gates = np.zeros((len(self.sources), branches), np.float32)
             for block, inputs in enumerate(self.sources):
                 self.fixed_gates[block, list(inputs)] = 1.0 / len(inputs) if self.aggregation == "mean" else 1.0

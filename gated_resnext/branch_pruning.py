@@ -32,6 +32,9 @@ def wiring(model: keras.Model) -> Connectivity:
         model: a functional or Sequential model. Between two `GatedBranches` there may be layers of one tensor, such as
             pooling, on each of the outputs.
 
+    Its `active` blocks are those that pruning leaves where all of the last `GatedBranches` is read, and nothing else
+    reads one before.
+
     Raises:
         ValueError: if it is not a chain: the first reads one tensor, each of the others what the one before gave.
 
@@ -162,23 +165,29 @@ def _rebuilt(model: keras.Model, choose: Callable[[keras.Model], dict[str, Kept]
     """The model with a fixed wiring and the chosen branches of each GatedBranches, and its weights."""
     graph = _graph(model)
     kept = choose(graph)
+    gives: dict[int, int] = {}  # tensors, by the layer of the new model
 
     def cloned(layer: Any) -> Any:
         if isinstance(layer, GatedBranches):
-            return _fixed(layer, kept[layer.name]) if layer.name in kept else layer
-        if isinstance(layer, keras.Model) and _holds(layer):
-            return _rebuilt(layer, choose)
-        return layer.__class__.from_config(layer.get_config())
+            clone = _fixed(layer, kept[layer.name]) if layer.name in kept else layer
+        elif isinstance(layer, keras.Model) and _holds(layer):
+            clone = _rebuilt(layer, choose)
+        else:
+            clone = layer.__class__.from_config(layer.get_config())
+        gives[id(clone)] = len(layer._inbound_nodes[0].outputs)
+        return clone
 
     def called(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(layer, GatedBranches) and layer.name in kept:
+        if isinstance(layer, GatedBranches) and layer.name not in kept:
+            return [UNUSED] * gives[id(layer)]
+        if isinstance(layer, GatedBranches):
             (y,), (branches, sources), before = args, kept[layer.name], graph.get_layer(layer.name)
             if before.gated:
                 y = [y[source] for source in sources]
             given = dict(zip(branches, layer(y, **kwargs), strict=True))
             return [given.get(place, UNUSED) for place in range(len(before.branches))]
         if any(value is UNUSED for value in keras.tree.flatten((args, kwargs))):
-            return UNUSED
+            return [UNUSED] * gives[id(layer)]
         return layer(*args, **kwargs)
 
     rebuilt = keras.models.clone_model(graph, clone_function=cloned, call_function=called)
@@ -200,4 +209,6 @@ def _fixed(layer: GatedBranches, kept: Kept) -> GatedBranches:
     if reads is not None:
         position = {source: place for place, source in enumerate(kept.sources)}
         config["sources"] = [[position[source] for source in reads[branch]] for branch in kept.branches]
-    return GatedBranches.from_config({**config, "branches": [config["branches"][branch] for branch in kept.branches]})
+    # From the classes themselves: Keras finds by name only those that are registered.
+    branches = [layer.branches[branch] for branch in kept.branches]
+    return GatedBranches(**{**config, "branches": [type(each).from_config(each.get_config()) for each in branches]})

@@ -11,11 +11,10 @@ from keras import ops
 
 from gated_resnext import gates
 from gated_resnext.aggregation import GatedAggregation, hand_down_trainable
-from gated_resnext.connectivity import Connectivity
+from gated_resnext.connectivity import Connectivity, Reads, reads_of
 from gated_resnext.errors import check_choice
 
 Tensor = Any
-Reads = tuple[tuple[int, ...], ...]
 
 
 @keras.saving.register_keras_serializable("gated_resnext")
@@ -87,7 +86,7 @@ class GatedBranches(keras.layers.Layer):
             fan_in, aggregation, remat=True, blocks=len(branches), seed=seed, name="gate", dtype=self.dtype_policy
         )
         self.activation = keras.activations.get(activation)
-        self.sources = None if sources is None else tuple(tuple(sorted(map(int, block))) for block in sources)
+        self.sources = None if sources is None else reads_of(sources)
         if self.sources is not None and len(self.sources) != len(branches):
             raise ValueError(
                 f"sources must have an entry for each of the {len(branches)} branches. Received: sources={self.sources}"
@@ -99,7 +98,9 @@ class GatedBranches(keras.layers.Layer):
         if self.gated:
             shapes = {tuple(each) for each in shape}
             if len(shapes) != 1:
-                raise ValueError(f"the tensors to choose from must have one shape. Received: shapes={sorted(shapes)}")
+                raise ValueError(
+                    f"the tensors to choose from must have one shape. Received: shapes={sorted(shapes, key=str)}"
+                )
             if self.sources is None:
                 self.gate.build((len(shape), *shape[0]))
             else:
@@ -108,12 +109,21 @@ class GatedBranches(keras.layers.Layer):
         elif self.sources is not None:
             raise ValueError(f"one tensor is read by all branches. Received: sources={self.sources}")
         read = keras.KerasTensor(shape, self.compute_dtype)
-        given = [branch(read).shape for branch in self.branches]
+        outputs = [branch(read) for branch in self.branches]
+        given = [getattr(output, "shape", None) for output in outputs]
+        if None in given:
+            raise ValueError(f"each branch must give one tensor. Received: outputs={outputs}")
         if len(set(given)) != 1:
             raise ValueError(f"the branches must give one shape. Received: shapes={given}")
 
     def reads(self) -> Reads | None:
-        """For each branch, the outputs before that it evaluates with (its top K if learned); None of one tensor."""
+        """For each branch, the outputs before that it evaluates with (its top K if learned); None of one tensor.
+
+        Raises:
+            ValueError: if the layer was not built.
+        """
+        if not self.built:
+            raise ValueError(f"{self.name} was not built: it has gates once it has read something")
         if self.sources is not None or not self.gated:
             return self.sources
         real_gates = ops.convert_to_numpy(self.gate.real_gates)
@@ -133,7 +143,8 @@ class GatedBranches(keras.layers.Layer):
         read = {}
         for block in set(self.sources):
             total = functools.reduce(ops.add, [y[source] for source in block])
-            read[block] = self.activation(total * (1.0 / len(block)) if self.gate.aggregation == "mean" else total)
+            # A product of one, too: the output of a branch itself would keep its mask, which learned gates drop.
+            read[block] = self.activation(total * (1.0 / len(block) if self.gate.aggregation == "mean" else 1.0))
         return [read[block] for block in self.sources]
 
     def get_config(self) -> dict[str, Any]:

@@ -19,7 +19,20 @@ from gated_resnext import files
 from gated_resnext.architecture import Architecture
 from gated_resnext.errors import UserError
 
-Sources = tuple[tuple[tuple[int, ...], ...], ...]
+Reads = tuple[tuple[int, ...], ...]
+Sources = tuple[Reads, ...]
+
+
+def reads_of(sources: Sequence[Sequence[int]]) -> Reads:
+    """What each block of a module reads: whole numbers, in order.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    try:
+        return tuple(tuple(sorted(map(operator.index, block))) for block in sources)
+    except (TypeError, ValueError):
+        raise ValueError(f"sources are lists of whole numbers, one a block. Received: sources={sources!r}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +64,7 @@ class Connectivity:
     def __post_init__(self) -> None:
         try:
             first = operator.index(self.first)
-            whole = operator.index
-            sources = tuple(tuple(tuple(sorted(map(whole, block))) for block in module) for module in self.sources)
+            sources = tuple(map(reads_of, self.sources))
         except (TypeError, ValueError):
             raise ValueError(
                 f"a wiring is a list of modules of blocks of whole numbers. Received: {self.sources!r}"

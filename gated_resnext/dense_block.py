@@ -24,6 +24,7 @@ from gated_resnext.dense_wiring import DenseWiring
 from gated_resnext.errors import whole_number
 from gated_resnext.layers import LAST, ReplicaMeanNormalization
 from gated_resnext.norm import EPSILON, MOMENTUM
+from gated_resnext.seeds import a_seed, seeds_from
 
 Tensor = Any
 
@@ -162,11 +163,12 @@ class GatedDenseBlock(keras.layers.Layer):
             raise ValueError(
                 f"without a transition the output reads all {layers + 1} maps. Received: {list(fixed.sources[-1])}"
             )
-        self.layers, self.growth, self.fan_in, self.bottleneck = layers, growth, fan_in, bottleneck
+        # Not `layers`, which Keras takes for a list of the layers inside.
+        self.layer_count, self.growth, self.fan_in, self.bottleneck = layers, growth, fan_in, bottleneck
         self.transition, self.transition_fan_in = transition, transition_fan_in
         self.sources = None if fixed is None else fixed.sources
-        self.seed = int(np.random.default_rng().integers(2**31)) if seed is None else int(seed)
-        seeds = iter(int(value) >> 1 for value in np.random.SeedSequence(self.seed).generate_state(2 * layers + 1))
+        self.seed = a_seed(seed)
+        seeds = iter(seeds_from(self.seed, 2 * layers + 1))
         counts = dense_wiring.fan_ins(layers, fan_in, transition_fan_in)
         self.readers, self.norms, self.convs = [], [], []
         for number in range(layers + (transition is not None)):
@@ -228,31 +230,33 @@ class GatedDenseBlock(keras.layers.Layer):
         return ops.concatenate(maps, axis=-1)
 
     def compute_output_spec(self, x: Any, training: bool | None = None) -> keras.KerasTensor:
-        channels = x.shape[-1] + self.layers * self.growth if self.transition is None else self.transition
+        channels = x.shape[-1] + self.layer_count * self.growth if self.transition is None else self.transition
         return keras.KerasTensor((*x.shape[:-1], channels), dtype=self.compute_dtype)
 
     def wiring(self) -> DenseWiring:
         """The wiring the block evaluates with: the top K of the gates where they are learned."""
+        if not self.built:
+            raise ValueError(f"{self.name} was not built: its weights are there once it has read something")
         if self.sources is not None:
             return DenseWiring(self.sources)
-        if not self.built:
-            raise ValueError(f"{self.name} was not built: its gates are there once it has read something")
         real_gates = [
             ops.convert_to_numpy(reader.real_gates) if reader.learns else np.ones(number)
             for number, reader in enumerate(self.readers, start=1)
         ]
         if self.transition is None:
-            real_gates.append(np.ones(self.layers + 1))
-        return dense_wiring.top_k(real_gates, dense_wiring.fan_ins(self.layers, self.fan_in, self.transition_fan_in))
+            real_gates.append(np.ones(self.layer_count + 1))
+        counts = dense_wiring.fan_ins(self.layer_count, self.fan_in, self.transition_fan_in)
+        return dense_wiring.top_k(real_gates, counts)
 
     def parameters(self) -> int:
         """Trainable weights, gates not counted, in closed form; of a built block."""
-        stored = DenseWiring.full(self.layers) if self.sources is None else DenseWiring(self.sources)
+        stored = DenseWiring.full(self.layer_count) if self.sources is None else DenseWiring(self.sources)
         return stored.parameters(self.in_channels, self.growth, self.bottleneck, self.transition)
 
     def get_config(self) -> dict[str, Any]:
-        fields = ("layers", "growth", "fan_in", "transition", "transition_fan_in", "bottleneck", "sources", "seed")
-        return {**super().get_config(), **{field: getattr(self, field) for field in fields}}
+        fields = ("growth", "fan_in", "transition", "transition_fan_in", "bottleneck", "sources", "seed")
+        own = {field: getattr(self, field) for field in fields}
+        return {**super().get_config(), "layers": self.layer_count, **own}
 
 
 def frozen(model: keras.Model) -> keras.Model:
@@ -340,7 +344,7 @@ def _uncompiled(model: keras.Model) -> Iterator[None]:
 
 def _fill(target: GatedDenseBlock, source: GatedDenseBlock, kept: Sequence[int]) -> None:
     """Sets the weights of `target`, which has the layers `kept`, counted from 1, of `source`."""
-    readers = [*kept, *([source.layers + 1] if source.transition is not None else [])]
+    readers = [*kept, *([source.layer_count + 1] if source.transition is not None else [])]
     for reader, number in zip(target.readers, readers, strict=True):
         old, wanted = source.readers[number - 1], source.wiring().sources[number - 1]
         has = range(number) if old.sources is None else old.sources

@@ -1,6 +1,6 @@
 """Gates: draw K of C, pick the top K, project after an update, pass the gradient straight through.
 
-Pure functions of tensors, on any Keras backend. A gate matrix has the shape (C, C); row j holds the inputs of block j.
+Pure functions of tensors, on any Keras backend. A gate matrix has the shape (J, C); row j holds the inputs of block j.
 `real_gates` lie in [0, 1], `binary_gates` in {0, 1}.
 
 Reference:
@@ -43,7 +43,7 @@ def project(real_gates: Tensor) -> Tensor:
 
 
 def top_k(scores: Tensor, fan_in: int) -> Tensor:
-    """Binary gates of the K largest scores of every row, the lower index first among equals.
+    """Binary gates of the K largest scores of every row (..., C), the lower index first among equals.
 
     Example:
 
@@ -51,7 +51,10 @@ def top_k(scores: Tensor, fan_in: int) -> Tensor:
     [[0.0, 1.0, 1.0]]
     """
     scores = ops.convert_to_tensor(scores)
-    _, indices = ops.top_k(scores, fan_in)
+    if backend.backend() == "torch":  # whose top_k takes any among equals
+        indices = ops.argsort(-scores, axis=-1)[..., :fan_in]
+    else:
+        _, indices = ops.top_k(scores, fan_in)
     return ops.sum(ops.one_hot(indices, scores.shape[-1], dtype=scores.dtype), axis=-2)
 
 
@@ -76,7 +79,7 @@ def draw(real_gates: Tensor, fan_in: int, *, seed: int, step: Tensor) -> Tensor:
     in turn, each over what is left: P(a_1, ..., a_K) = \prod_i g_{a_i} / (1 - \sum_{l<i} g_{a_l}).
 
     Args:
-        real_gates: (C, C), rows that sum to 1.
+        real_gates: (J, C), rows that sum to 1.
         fan_in: K.
         seed: under 2 ** 31.
         step: int32 scalar; the draw is a function of (seed, step) and of nothing else.
@@ -108,8 +111,8 @@ def straight_through(real_gates: Tensor, binary_gates: Tensor) -> Tensor:
     """Returns the binary gates; the gradient with respect to them goes unchanged to the real gates.
 
     Args:
-        real_gates: (C, C), what is learned.
-        binary_gates: (C, C), what is used.
+        real_gates: (J, C), what is learned.
+        binary_gates: (J, C), what is used.
 
     Reference:
         Algorithm 1, step 3.
@@ -154,7 +157,11 @@ def inputs_and_narrowed(gates: Tensor, y: Tensor, kernel: Tensor) -> tuple[Tenso
     Returns:
         x = ReLU(gates y), (J, rows, channels), and x @ kernel, (J, rows, filters).
     """
-    pair = _inputs_and_narrowed(ops.convert_to_tensor(gates), y, kernel)
+    gates = ops.convert_to_tensor(gates)
+    if backend.backend() == "torch":  # where Keras' custom gradients are of one output; it keeps what they read
+        x = ops.relu(aggregate(gates, y))
+        return x, ops.matmul(x, kernel)
+    pair = _inputs_and_narrowed(gates, y, kernel)
     return pair[0], pair[1]
 
 

@@ -14,17 +14,13 @@ import numpy as np
 from keras import ops
 
 from gated_resnext import gates
-from gated_resnext.aggregation import a_seed, hand_down_trainable
+from gated_resnext.aggregation import hand_down_trainable
 from gated_resnext.errors import check_choice
 from gated_resnext.norm import BranchNorm, moments_after
+from gated_resnext.seeds import a_seed, seeds_from
 
 Tensor = Any
 LAST = "channels_last"  # whatever Keras is set to: the layout of everything here
-
-
-def _seeds(seed: int, count: int) -> list[int]:
-    """Independent integer seeds derived from one."""
-    return [int(value) for value in np.random.SeedSequence(seed).generate_state(count) >> 1]
 
 
 def _he_normal(fan_out: int, seed: int) -> keras.initializers.Initializer:
@@ -295,7 +291,7 @@ class MultiBranchModule(keras.layers.Layer):
         self.counted = None if counted is None else tuple(map(int, counted))
         self.synchronized, self.averaged = synchronized, averaged
         self.seed = a_seed(seed)
-        seeds, options = _seeds(self.seed, 4), {"synchronized": synchronized, "dtype": self.dtype_policy}
+        seeds, options = seeds_from(self.seed, 4), {"synchronized": synchronized, "dtype": self.dtype_policy}
         self.reduce = BranchPointwise(blocks, width, seed=seeds[0], name="reduce", **options)
         self.conv = BranchConv3x3(blocks, width, stride, seed=seeds[1], name="conv", **options)
         self.expand = BranchPointwise(

@@ -16,6 +16,7 @@ from gated_resnext.connectivity import Connectivity
 from gated_resnext.errors import UserError, first_line
 from gated_resnext.layers import LAST, MultiBranchModule, ReplicaMeanNormalization, Standardize
 from gated_resnext.norm import EPSILON, MOMENTUM
+from gated_resnext.seeds import a_seed, seeds_from
 
 POOLINGS = (None, "avg", "max")
 
@@ -92,8 +93,8 @@ class GatedResNeXt(keras.Model):
         kwargs.setdefault("name", "gated_resnext")
         _check(architecture, connectivity)
         _check_pooling(include_top, pooling)
-        seed = int(np.random.default_rng(seed).integers(2**31)) if seed is None else int(seed)
-        seeds = iter(int(s) >> 1 for s in np.random.SeedSequence(seed).generate_state(2 * architecture.modules + 2))
+        seed = a_seed(seed)
+        seeds = iter(seeds_from(seed, 2 * architecture.modules + 2))
         blocks = connectivity.blocks if connectivity else (architecture.cardinality,) * architecture.modules
         shared, summed = architecture.aggregation == "shared", architecture.aggregation == "sum"
 

@@ -83,12 +83,6 @@ def test_the_step_decides_the_draw_so_a_run_can_resume():
     np.testing.assert_array_equal([weights_of(resumed, training=True) for _ in range(2)], run[3:])
 
 
-def test_symbolic_calls_draw_nothing():
-    layer = learned()
-    layer(keras.Input(batch_shape=(C, None, 1, 1, C)), training=True)
-    assert int(layer.step) == 0
-
-
 @pytest.mark.parametrize(("aggregation", "values"), [("mean", [0.0, 0.5]), ("sum", [0.0, 1.0])])
 def test_mean_divides_by_k_and_sum_is_equation_2(aggregation, values):
     for training in (False, True):

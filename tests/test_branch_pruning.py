@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 import pytest
 from hypothesis import strategies as st
-from keras import layers
+from keras import layers, ops
 
 import gated_resnext
 from gated_resnext import branch_pruning
@@ -148,6 +148,48 @@ def test_a_layer_of_which_nothing_is_read_goes():
     assert [layer.name for layer in pruned.layers if layer.weights] == ["one", "last"]
     np.testing.assert_array_equal(pruned(X), model(X))
     np.testing.assert_array_equal(gated_resnext.freeze(model)(X), model(X))
+
+
+def test_a_layer_may_read_over_one_of_which_less_is_left():
+    """Of the branches beside those read, and of a split of one of them, nothing is left to be read."""
+    x = keras.Input((FEATURES,))
+    one = GatedBranches(blocks(3), name="one")(x)
+    two = GatedBranches(blocks(3), sources=((0,), (1,), (2,)), name="two")(one)
+    halves = [each for y in two for each in ops.split(layers.Dense(2 * FEATURES)(y), 2, axis=-1)]
+    last = GatedBranches(blocks(2), fan_in=1, name="last")([*one, *two, *halves])
+    model = shaken(keras.Model(x, layers.Average()(last)))
+    gates = np.full((2, 12), 0.01, np.float32)
+    for reads, expected in (((0, 0), [1]), ((0, 4), [2, 1]), ((9, 9), [1, 1]), ((0, 11), [2, 1])):
+        for block, source in enumerate(reads):
+            gates[block] = 0.01
+            gates[block, source] = 0.89
+        model.get_layer("last").gate.real_gates.assign(gates)
+        for _ in range(2):  # and leaves nothing behind in the first model
+            pruned = gated_resnext.prune(model)
+            np.testing.assert_array_equal(pruned(X), model(X))
+            found = [len(layer.branches) for layer in pruned.layers if isinstance(layer, GatedBranches)]
+            assert found == [*expected, 2], reads
+        assert [len(layer._inbound_nodes) for layer in model.layers if isinstance(layer, GatedBranches)] == [1, 1, 1]
+
+
+class OfOnesOwn(layers.Dense):
+    """A class that Keras has not been told of."""
+
+
+def test_branches_may_be_of_a_class_of_ones_own():
+    x = keras.Input((FEATURES,))
+    compiled = keras.Sequential([keras.Input((FEATURES,)), layers.Dense(FEATURES)])
+
+    def of_ones_own(labels, outputs):
+        return outputs
+
+    compiled.compile("sgd", loss=of_ones_own)
+    y = GatedBranches([OfOnesOwn(FEATURES), OfOnesOwn(FEATURES), compiled])(x)
+    y = GatedBranches([OfOnesOwn(FEATURES) for _ in range(2)], fan_in=2, seed=0)(y)
+    model = shaken(keras.Model(x, layers.Average()(y)))
+    for fixed in (gated_resnext.freeze(model), gated_resnext.prune(model)):
+        np.testing.assert_allclose(fixed(X), model(X), rtol=1e-5, atol=1e-6)
+        assert all(type(branch) is OfOnesOwn for branch in fixed.layers[-2].branches)
 
 
 def test_layers_of_one_tensor_may_stand_between():

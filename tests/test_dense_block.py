@@ -197,7 +197,7 @@ def test_pruned_is_the_same_function_and_as_small_as_it_says(sources, seed):
     expected = np.asarray(model(images()))
     np.testing.assert_allclose(small(images()), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     wiring, smaller = DenseWiring(sources), small.layers[0]
-    assert smaller.wiring() == wiring.pruned() and smaller.layers == len(wiring.active)
+    assert smaller.wiring() == wiring.pruned() and smaller.layer_count == len(wiring.active)
     assert trainable(block) == block.parameters() == wiring.parameters(CHANNELS, GROWTH, 3, 5)
     assert trainable(smaller) == smaller.parameters() == wiring.pruned().parameters(CHANNELS, GROWTH, 3, 5)
     assert small.count_params() <= model.count_params()
@@ -246,7 +246,7 @@ def test_a_network_learns_is_frozen_pruned_saved_and_learns_on(tmp_path):
         block, (still, small) = model.get_layer(name), (f(model).get_layer(name) for f in (frozen, pruned))
         assert still.wiring() == block.wiring() and small.wiring() == block.wiring().pruned()
         assert [trainable(b) for b in (block, still, small)] == [b.parameters() for b in (block, still, small)]
-    assert small.layers == 3, "what follows the second block reads all its layers"
+    assert small.layer_count == 3, "what follows the second block reads all its layers"
     assert frozen(model).count_params() < model.count_params()
     small = pruned(model)
     for saved in (model, small):
@@ -303,8 +303,27 @@ def test_what_is_no_image_and_what_has_no_block_is_said():
 
 
 def test_a_block_that_was_not_built_says_so():
-    with pytest.raises(ValueError, match="early was not built: its gates are there once it has read something"):
+    with pytest.raises(ValueError, match="early was not built: its weights are there once it has read something"):
         pruned(keras.Sequential([GatedDenseBlock(2, 2, 1, name="early")]))
+    with pytest.raises(ValueError, match="early was not built: its weights are there once"):
+        pruned(keras.Sequential([GatedDenseBlock(2, 2, 1, sources=((0,), (0,), (0, 1, 2)), name="early")]))
+
+
+def test_keras_summary_goes_into_the_block(capsys):
+    model = keras.Sequential([keras.Input((4, 4, 2)), GatedDenseBlock(2, 2, 1, name="dense")])
+    model.summary(expand_nested=True)
+    assert "dense (GatedDenseBlock)" in capsys.readouterr().out
+
+
+def test_what_stands_beside_the_block_keeps_what_it_was_adapted_to():
+    bins = keras.layers.Discretization(num_bins=4)
+    bins.adapt(np.linspace(0, 1, 100))
+    x = np.random.default_rng(0).random((2, 4, 4, 2))
+    model = keras.Sequential(
+        [keras.Input((4, 4, 2)), bins, keras.layers.Rescaling(0.3), GatedDenseBlock(2, 2, 1, transition=3, seed=0)]
+    )
+    assert len(np.unique(bins(x))) == 4
+    np.testing.assert_allclose(pruned(model)(x), model(x), atol=1e-6)
 
 
 def test_a_loss_of_ones_own_is_no_hindrance():
