@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import math
+import re
 import statistics
 import sys
 import time
@@ -132,6 +133,17 @@ def _parameters(model: Any) -> int:
 
 def main(argv: list[str]) -> None:
     del argv
+    wirings = WIRINGS.value.split(";")
+    for wiring in wirings:
+        if not re.fullmatch(f"full|(random|learned), K = [1-{len(KINDS)}]", wiring):
+            raise errors.UserError(
+                f"--wirings are full, or random or learned like 'learned, K = 1', K up to {len(KINDS)}. "
+                f"Received: {wiring!r}"
+            )
+    if not re.fullmatch("[1-9][0-9]*,[1-9][0-9]*", ",".join(EPOCHS.value)):
+        raise errors.UserError(
+            f"--epochs are those before and those after pruning, like 12,8. Received: {','.join(EPOCHS.value)}"
+        )
     from gated_resnext.data import Images
     from gated_resnext.datasets.table import DATASETS
     from gated_resnext.recipes import RECIPES
@@ -147,7 +159,7 @@ def main(argv: list[str]) -> None:
         "| " + " | ".join(HEAD) + " |",
         "|---" * len(HEAD) + "|",
     ]
-    for wiring in WIRINGS.value.split(";"):
+    for wiring in wirings:
         runs = []
         for seed in range(SEEDS.value):
             start = time.perf_counter()

@@ -18,7 +18,7 @@ from absl import flags
 
 from export import backend
 from gated_resnext import errors, files, recipes, trained, zoo
-from gated_resnext.datasets.table import DATASETS
+from gated_resnext.datasets.table import DATASETS, FOLDER, of_folder
 
 if TYPE_CHECKING:
     from export.shipping import Probe
@@ -32,6 +32,9 @@ FORMATS = flags.DEFINE_list(
     "formats",
     ["saved_model", "tflite"],
     "What to write: saved_model, tflite, tflite_float16, tflite_dynamic (int8 weights), tflite_int8.",
+)
+IMAGE_FOLDER = flags.DEFINE_string(
+    "image_folder", None, "Where the images of --workdir are now, if it was trained on a folder that is elsewhere."
 )
 MAX_TOP1_DROP = flags.DEFINE_float("max_top1_drop", 0.5, "Points of top-1 that a quantised format may lose.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
@@ -55,17 +58,23 @@ NOISE = flags.DEFINE_bool("noise", False, "Check on random pixels, where the dat
 
 def main(argv: list[str]) -> None:
     del argv
-    errors.check_given(WORKDIR, ENTRY, OUTPUT, DATA_DIR)
+    errors.check_given(WORKDIR, ENTRY, OUTPUT, DATA_DIR, IMAGE_FOLDER)
     if (WORKDIR.value is None) == (ENTRY.value is None):
         raise errors.UserError(
             "give one of --workdir=FOLDER (a training of yours) and --entry=NAME (published weights)"
         )
+    if IMAGE_FOLDER.value is not None and WORKDIR.value is None:
+        raise errors.UserError("--image_folder goes with --workdir: an entry was trained on a data set by name")
     if ENTRY.value is not None:
         name, dataset = ENTRY.value, zoo.entry(ENTRY.value).dataset
         recipe = recipes.RECIPES[DATASETS[dataset].recipe]
     else:
         run = trained.finished(WORKDIR.value)
         name, dataset, recipe = run.entry, run.dataset, run.recipe
+        if IMAGE_FOLDER.value is not None:
+            if not dataset.startswith(FOLDER):
+                raise errors.UserError(f"--image_folder is for a training on a folder; {WORKDIR.value} is of {dataset}")
+            dataset = of_folder(IMAGE_FOLDER.value)
 
     backend.choose()
     import gated_resnext
@@ -174,7 +183,8 @@ def _images(network: trained.Trained, dataset: str, recipe: recipes.Recipe, shap
     try:
         images = Images(dataset, recipe, DATA_DIR.value, shape)
     except errors.UserError as error:
-        raise errors.UserError(f"{error}; or export with --noise, which goes without images") from None
+        moved = "give --image_folder=FOLDER, where they are now; " if dataset.startswith(FOLDER) else ""
+        raise errors.UserError(f"{error}; {moved}or export with --noise, which goes without images") from None
     trained.check_classes(network, dataset, images.labels)
     images.check()
     return images

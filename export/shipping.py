@@ -154,6 +154,10 @@ def ship(
             path.parent.mkdir(exist_ok=True)
             text = "".join(f"{label}\n" for label in labels)
             path.write_bytes(text.encode("utf-8", "surrogateescape"))  # folders' names are any bytes
+        if served and preprocessing is None and model.input_shape[-1] in (1, 3):
+            notes.append(
+                f"without preprocessing= it has no signature {saved_model.PICTURES}, which takes picture files"
+            )
         if served:
             notes += warmup.write(version.folder, output.name, small.input_shape[1:], pictures=bool(preprocessing))
         receipt = {
@@ -215,6 +219,12 @@ def _few(labels: Sequence[str]) -> str:
 
 def _check_probe(probe: Probe, formats: Sequence[str], lossy: Sequence[str]) -> None:
     """Finds that it has what the formats are checked by, and what they are made with."""
+    for what, pixels in (("images", probe.images), ("samples", probe.samples)):
+        if pixels is not None and getattr(pixels, "dtype", None) != np.uint8:
+            raise UserError(
+                f"Probe.{what} are raw pixels, an array of uint8 from 0 to 255. Received: "
+                f"{getattr(pixels, 'dtype', type(pixels).__name__)}"
+            )
     if lossy and probe.labels is None:
         raise UserError(f"{lossy[0]} is checked by its top-1: give Probe.labels, the classes of the images")
     if probe.labels is not None:

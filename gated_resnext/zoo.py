@@ -32,15 +32,22 @@ FOLDER = pathlib.Path(zoo.__file__).parent
 DEFAULT = "digits_11_4_4_k1"
 
 
-def names(pattern: str = "*") -> list[str]:
+def names(pattern: str = "*", *, published: bool = False) -> list[str]:
     """Names of the networks that match a shell pattern, in the table's order.
+
+    Args:
+        pattern: such as "cifar10_*".
+        published: whether to name those alone that have published weights.
 
     Example:
 
     >>> names("digits_*")
     ['digits_11_4_4_full', 'digits_11_4_4_k1', 'digits_11_4_4_k2', 'digits_11_4_4_random_k2']
+    >>> names("digits_*", published=True)
+    ['digits_11_4_4_k1']
     """
-    return [name for name in ENTRIES if fnmatch.fnmatchcase(name, pattern)]
+    found = [name for name in ENTRIES if fnmatch.fnmatchcase(name, pattern)]
+    return [name for name in found if (FOLDER / "cards" / f"{name}.json").is_file()] if published else found
 
 
 def entry(name: str) -> Entry:

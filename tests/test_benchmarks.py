@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 
 import numpy as np
 import pytest
@@ -246,6 +247,18 @@ def test_export_latency(run_python, tmp_path):
     about = found["digits_11_4_4_k2 unpruned, batch 1"].get_metadata()
     assert about["wiring"] == "random, seed 0" and about["parameters"] == 93_754 and about["keras_version"]
     assert (tmp_path / "table.md").read_text().count("`digits_11_4_4_k2`") == 6
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--epochs=12", "error: --epochs are those before and those after pruning, like 12,8. Received: 12"),
+        ("--wirings=random, K = 5", "error: --wirings are full, or .* K up to 4. Received: 'random, K = 5'"),
+    ],
+)
+def test_gated_branches_refuses_in_a_line_before_it_trains(run_python, flag, message):
+    done = run_python("-m", "benchmarks.gated_branches", flag)
+    assert done.returncode == 1 and re.fullmatch(message, done.stderr.splitlines()[-1])
 
 
 def test_gated_branches(run_python, digits_dir):

@@ -271,6 +271,19 @@ def test_mixed_precision_keeps_weights_in_float32():
     block = GatedDenseBlock(3, 2, 1, transition=4, transition_fan_in=1, seed=0, dtype="mixed_bfloat16")
     assert block(images(), training=True).dtype == tf.bfloat16
     assert {v.dtype for v in block.variables} == {"float32", "int32"}
+    exact = GatedDenseBlock(3, 2, 1, transition=4, transition_fan_in=1, seed=0)
+    gradients = []
+    for each in (block, exact):
+        each(images())
+        with tf.GradientTape() as tape:
+            y = tf.cast(each(images(), training=False), "float32")
+            loss = tf.reduce_sum(tf.square(y))
+        gates = [reader.real_gates.value for reader in each.readers if reader.learns]
+        gradients.append((np.asarray(y), *map(np.asarray, tape.gradient(loss, gates))))
+    assert len(gradients[0]) > 2
+    for rounded, float32 in zip(*gradients, strict=True):
+        np.testing.assert_allclose(rounded, float32, rtol=0.05, atol=0.03 * np.abs(float32).max())
+    assert max(np.abs(gate).max() for gate in gradients[1][1:]) > 0.1
 
 
 @pytest.mark.parametrize(

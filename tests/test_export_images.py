@@ -93,8 +93,21 @@ def test_a_broken_image_is_named(place, export):
 def test_a_folder_that_moved_is_named_and_what_to_do(place, export):
     (place / "photos").rename(place / "pictures")
     error = one_line(export())
-    assert f"sub-folder for each class. Received: {place}/photos; or export with --noise" in error
-    assert "--image_folder" not in error and not (place / "models").exists()
+    told = "give --image_folder=FOLDER, where they are now; or export with --noise"
+    assert f"sub-folder for each class. Received: {place}/photos; {told}" in error
+    assert not (place / "models").exists()
+    done = export("--image_folder=pictures", "--formats=tflite")
+    assert done.returncode == 0, done.stderr
+    assert files.read_json(shipped(place) / "receipt.json")["dataset"] == f"{FOLDER}{place / 'pictures'}"
+    assert (shipped(place) / "labels.txt").read_text().split() == CLASSES
+
+
+def test_a_folder_is_of_a_training_on_one(place, export, run_python):
+    done = run_python("-m", "export.prune_and_save", "--entry=digits_11_4_4_k1", "--image_folder=photos", cwd=place)
+    assert "--image_folder goes with --workdir: an entry was trained on a data set" in one_line(done)
+    run = Run.read(place / "run")
+    files.write_json(place / "run" / "run.json", {**run.to_dict(), "dataset": "cifar10"})
+    assert "is for a training on a folder; run is of cifar10" in one_line(export("--image_folder=photos"))
 
 
 # Without the images

@@ -57,6 +57,24 @@ def test_labels_that_are_not_one_class_an_image_are_refused(classes, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("pixels", [IMAGES / 255, IMAGES.astype(np.float32), IMAGES.tolist()])
+def test_pixels_that_are_no_bytes_are_refused(pixels, tmp_path):
+    """Of floats from 0 to 1 a model of uint8 images sees black ones, and every file agrees on them."""
+    with pytest.raises(UserError, match=r"Probe.images are raw pixels, an array of uint8 from 0 to 255. Received: "):
+        shipping.ship(network(), tmp_path / "net", shipping.Probe(pixels, LABELS, "images"), formats=["tflite"])
+    with pytest.raises(UserError, match=r"Probe.samples are raw pixels"):
+        ship(network(), tmp_path / "net", samples=pixels, formats=["tflite_int8"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_served_network_without_the_signature_of_pictures_says_so(tmp_path):
+    said = "without preprocessing= it has no signature encoded_images, which takes picture files"
+    assert said in ship(network(), tmp_path / "net", formats=["saved_model"]).notes
+    given = {"preprocessing": Preprocessing(SHAPE, 8), "formats": ["saved_model"]}
+    assert said not in ship(network(), tmp_path / "net", **given).notes
+    assert said not in ship(network(), tmp_path / "device").notes
+
+
 def normalized():
     """As a user may begin it: with pixels normalised by what was measured of some images."""
     keras.utils.set_random_seed(0)

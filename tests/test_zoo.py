@@ -65,6 +65,9 @@ def test_names_match_a_pattern_in_the_tables_order():
     assert zoo.names() == list(ENTRIES)
     assert zoo.names("digits_*") == DIGITS
     assert zoo.names("cifar10_20_4_8_k[1-3]") == [f"cifar10_20_4_8_k{k}" for k in (1, 2, 3)]
+    weighed = {path.stem for path in (zoo.FOLDER / "weights").iterdir()}
+    assert zoo.names(published=True) == [name for name in ENTRIES if name in weighed] and len(weighed) > 5
+    assert zoo.names("cifar100_*", published=True) == []
     assert zoo.names("DIGITS_*") == zoo.names("") == zoo.names("digits") == []
 
 
