@@ -48,7 +48,7 @@ prometheus_config {
 COMPOSE = """\
 services:
   tensorflow-serving:
-    image: tensorflow/serving
+    image: ${{TF_SERVING_IMAGE:-tensorflow/serving}}
     command:
 {flags}
     volumes:

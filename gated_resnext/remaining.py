@@ -104,16 +104,17 @@ seconds, its curve and its wiring. `python -m gated_resnext.publish` writes it f
 What follows is every network of the zoo and what a run of its whole schedule costs. Each command is resumable: given
 again, it goes on where it stopped. The rows of one comparison share data set, schedule and seeds. The first command
 of a part trains all its rows with {SEEDS} seeds, as the paper did, and tables them; the others train and publish one
-network each, seed 0, in the workdir where the first one finds it. The file of a table has the rows of the command
-that wrote it last; given again, another writes its own, and trains nothing. `HARDWARE` says what it was trained on.
+network each, seed 0, in the workdir where the first one finds it. Each command writes the table with its own rows over
+that of the one before; a command given again brings its rows back without training. `HARDWARE` says what it was
+trained on.
 Images are read from `~/tensorflow_datasets`, or from `--data_dir=FOLDER`. On a GPU add `--precision=mixed_bfloat16`;
 with JAX and without TensorFlow also set `KERAS_BACKEND=jax`, and give the folder that `python -m gated_resnext.pack`
 wrote, but for ImageNet, which is too large to be packed.
 
 What is here so far are published networks; [docs/results](../../docs/results/README.md) has what else was run.
-Multiply-adds are computed, not measured: those of an image times {PASSES} (forward and backward) times the images and
-epochs of the schedule, were no block cut before its end. Hours are computed from a card's own seconds and epochs, where
-there is one.
+Multiply-adds are computed, not measured: those of an image, times {PASSES} (forward and backward), times images and
+epochs, as if no block were pruned during training. Hours are estimated from a card's own seconds and epochs, where there
+is one.
 
 The cards and a function write this page, and a test holds it to them:
 `python -c "from gated_resnext import remaining; print(remaining.page(), end='')" > zoo/cards/README.md`"""

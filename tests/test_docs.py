@@ -71,13 +71,56 @@ def test_the_transfer_page_runs(tmp_path, digits_dir):
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr
-    first, top1, features, maps, shipped = done.stdout.splitlines()[-5:]
+    first, top1, of_folder, features, maps, shipped = done.stdout.splitlines()[-6:]
     assert re.fullmatch(r"\[Prediction\(number=[01], label='(even|odd)', probability=0\.\d+\)\]", first)
-    assert float(top1) > 0.93
+    assert float(top1) > 0.93 and float(of_folder) > 0.6
     assert (features, maps) == ("(360, 256)", "(None, 4, 4, 256)")
     card = zoo.card("digits_11_4_4_k1")
     assert shipped == f"models/odd_or_even/1 {card['blocks']} -> {card['active_blocks']}"
-    assert (tmp_path / "models" / "odd_or_even" / "1" / "model.tflite").is_file()
+    folder = tmp_path / "models" / "odd_or_even" / "1"
+    assert (folder / "model.tflite").is_file() and (folder / "saved_model.pb").is_file()
+    assert (folder / "assets" / "labels.txt").read_text() == "even\nodd\n"
+
+
+def test_the_page_of_devices_runs(tmp_path, digits_dir):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HOME": str(tmp_path)}
+    (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)
+    printed = []
+    for language, block in blocks("devices.md", "bash", "python"):
+        for line in [block] if language == "python" else block.replace("\\\n", " ").splitlines():
+            command = [sys.executable, "-c", line] if language == "python" else [sys.executable, *shlex.split(line)[1:]]
+            done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
+            assert done.returncode == 0, (command, done.stderr)
+            printed.append(done.stdout)
+    assert len(printed) == 4 and "Written to models/digits_11_4_4_k1/1" in printed[0]
+    assert re.fullmatch(r"\['\d', '\d'\] \(2, 10\)", printed[1].strip())
+    assert re.search(r"top-1 +9\d\.\d+ %", printed[2]) and "top-1" in printed[3]
+
+
+def test_the_table_of_devices_is_that_of_the_formats():
+    from export.compression import METHODS
+    from export.formats import FORMATS
+
+    text = (DOCS / "devices.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w=-]+)` \| `(\w+\.tflite)` \| .* \| (?:yes|no: .*) \|$", text, re.MULTILINE))
+    ours = {name: form.filename for name, form in FORMATS.items() if form.filename}
+    assert rows == {**ours, "--compress=qat": "model_qat.tflite"} and "qat" in METHODS
+    for name, form in FORMATS.items():
+        if form.filename:
+            assert re.search(rf"^\| `{name}` .* \| {'no: .*' if form.exact else 'yes'} \|$", text, re.MULTILINE)
+
+
+def test_the_training_page_follows_a_run(tmp_path, digits_dir):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HOME": str(tmp_path)}
+    (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)
+    [(_, block)] = blocks("training.md", "python")
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400
+    )
+    assert done.returncode == 0, done.stderr
+    *_, last = done.stdout.splitlines()
+    assert re.fullmatch(r"\d+ \[\(\d+, 4, 4\), \(\d+, 4, 4\)\]", last), last
+    assert re.search(r"^[\d.]+ 0\.\d+ \[[\d., ]+\]\n(.*\n)*[\d.]+ 0\.\d+ None$", done.stdout, re.MULTILINE)
 
 
 def test_branches_of_ones_own_are_trained_and_exported(tmp_path, digits_dir, run_python):
