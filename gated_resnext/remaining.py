@@ -113,8 +113,8 @@ wrote, but for ImageNet, which is too large to be packed.
 
 What is here so far are published networks; [docs/results](../../docs/results/README.md) has what else was run.
 Multiply-adds are computed, not measured: those of an image, times {PASSES} (forward and backward), times images and
-epochs, as if no block were pruned during training. Hours are estimated from a card's own seconds and epochs, where there
-is one.
+epochs, as if no block were pruned during training. Hours are estimated from a card's own seconds and epochs, where
+there is one.
 
 The cards and a function write this page, and a test holds it to them:
 `python -c "from gated_resnext import remaining; print(remaining.page(), end='')" > zoo/cards/README.md`"""
