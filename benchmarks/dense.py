@@ -124,9 +124,8 @@ def _trained(kind: str, images: Any, seed: int) -> dict[str, Any]:
     """Top-1 of the pruned network after all phases, and its size."""
     import tensorflow as tf
 
-    from gated_resnext import gates
+    from gated_resnext import gates, prune
     from gated_resnext.data import WHOLE
-    from gated_resnext.dense_block import pruned
     from gated_resnext.loop import Loop
     from gated_resnext.memory import keep_freed_memory
     from gated_resnext.optimizer import GateConnectSGD, restart
@@ -139,13 +138,13 @@ def _trained(kind: str, images: Any, seed: int) -> dict[str, Any]:
     model.get_layer("standardize").mean_image.assign(images.mean_image())
     before, learning = _parameters(model), kind == "learned"
     if not learning:
-        model = pruned(model)
+        model = prune(model)
     for phase, steps in zip(recipe.phases, recipe.steps(images.steps_per_epoch), strict=True):
         if learning and phase.gate_learning_rate == 0:
             readers = [reader for name in BLOCKS for reader in model.get_layer(name).readers if reader.learns]
             shares = [float(gates.entropy(r.real_gates)) / np.log(r.real_gates.shape[0]) for r in readers]
             entropy = f"{np.mean(shares):.3f}" if shares else ""
-            model, learning, loop = pruned(model), False, None
+            model, learning, loop = prune(model), False, None
         if loop is None:
             optimizer = GateConnectSGD(0.0, GATE_RATE.value, l2=recipe.weight_decay, momentum=recipe.momentum)
             optimizer.build(model.trainable_variables)

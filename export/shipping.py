@@ -22,6 +22,7 @@ from gated_resnext.branches import GatedBranches
 from gated_resnext.errors import UserError
 from gated_resnext.evaluation import are_probabilities, check_one_class_each, top1
 from gated_resnext.model import GatedResNeXt
+from gated_resnext.nested import layers_of
 from gated_resnext.preprocessing import Preprocessing
 from gated_resnext.pruning import prune, rebuild
 
@@ -272,8 +273,8 @@ def _size(model: keras.Model, pruned: keras.Model, small: keras.Model) -> dict[s
     """What was cut, as the receipt tells it: gates do not count."""
     if not isinstance(model, GatedResNeXt):
         return {
-            "blocks": _branches(model),
-            "blocks_pruned": _branches(pruned),
+            "blocks": [len(layer.branches) for layer in layers_of(model, GatedBranches)],
+            "blocks_pruned": [len(layer.branches) for layer in layers_of(pruned, GatedBranches)],
             "parameters": _parameters(model),
             "parameters_pruned": _parameters(pruned),
         }
@@ -288,17 +289,6 @@ def _size(model: keras.Model, pruned: keras.Model, small: keras.Model) -> dict[s
         "multiply_adds": arch.multiply_adds(wiring.blocks),
         "multiply_adds_compact": compact_counts(arch, pruned.wiring()).multiply_adds,
     }
-
-
-def _branches(model: keras.Model) -> list[int]:
-    """Those of each GatedBranches, also in nested models."""
-    found: list[int] = []
-    for layer in model.layers:
-        if isinstance(layer, GatedBranches):
-            found.append(len(layer.branches))
-        elif isinstance(layer, keras.Model):
-            found += _branches(layer)
-    return found
 
 
 def _parameters(model: keras.Model) -> int:

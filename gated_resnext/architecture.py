@@ -11,7 +11,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from gated_resnext.errors import whole_number
+from gated_resnext.errors import check_choice, whole_number
 
 AGGREGATIONS = ("mean", "sum", "weighted", "shared")
 GATES = ("binary", "real")
@@ -129,8 +129,7 @@ class Architecture:
                 f"Received: fan_in={self.fan_in}, cardinality={self.cardinality}"
             )
         for field, choices in (("aggregation", AGGREGATIONS), ("gates", GATES), ("stem", STEMS)):
-            if getattr(self, field) not in choices:
-                raise ValueError(f"{field} must be one of {choices}. Received: {field}={getattr(self, field)!r}")
+            check_choice(field, getattr(self, field), choices)
         if self.aggregation == "shared" and self.fan_in != self.cardinality:
             raise ValueError(
                 f"aggregation='shared' feeds every block all {self.cardinality} blocks before, so fan_in must be "
@@ -169,6 +168,11 @@ class Architecture:
     def learnable(self) -> bool:
         """Whether there are gates to learn: not in ResNeXt, whose blocks share one input."""
         return self.aggregation != "shared" and self.modules > 1
+
+    @property
+    def has_binary_gates(self) -> bool:
+        """Whether there is a wiring to be learned, and fixed: gates to learn, and they are binary."""
+        return self.learnable and self.gates == "binary"
 
     @property
     def stem_size(self) -> tuple[int, int]:

@@ -11,6 +11,7 @@ import keras
 from gated_resnext.branches import GatedBranches
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.copying import copy_weights
+from gated_resnext.nested import holds
 
 Tensor = Any
 Node = Any
@@ -105,16 +106,9 @@ def _graph(model: keras.Model) -> keras.Model:
         raise ValueError(
             f"expected a functional model, or a Sequential one that was built. Received: {model}"
         ) from None
-    if not _holds(graph):
+    if not holds(graph, GatedBranches):
         raise ValueError(f"expected a model that is made of GatedBranches. Received: {model}, which has none")
     return graph
-
-
-def _holds(model: keras.Model) -> bool:
-    """Whether there are GatedBranches in a model or in those nested in it."""
-    return any(
-        isinstance(layer, GatedBranches) or (isinstance(layer, keras.Model) and _holds(layer)) for layer in model.layers
-    )
 
 
 def _calls(graph: keras.Model) -> list[Node]:
@@ -170,7 +164,7 @@ def _rebuilt(model: keras.Model, choose: Callable[[keras.Model], dict[str, Kept]
     def cloned(layer: Any) -> Any:
         if isinstance(layer, GatedBranches):
             clone = _fixed(layer, kept[layer.name]) if layer.name in kept else layer
-        elif isinstance(layer, keras.Model) and _holds(layer):
+        elif isinstance(layer, keras.Model) and holds(layer, GatedBranches):
             clone = _rebuilt(layer, choose)
         else:
             clone = layer.__class__.from_config(layer.get_config())
@@ -198,7 +192,7 @@ def _rebuilt(model: keras.Model, choose: Callable[[keras.Model], dict[str, Kept]
         if isinstance(layer, GatedBranches):
             for branch, place in zip(layer.branches, kept[layer.name].branches, strict=True):
                 copy_weights(before.branches[place], branch)
-        elif not (isinstance(layer, keras.Model) and _holds(layer)):
+        elif not (isinstance(layer, keras.Model) and holds(layer, GatedBranches)):
             copy_weights(before, layer)
     return rebuilt
 

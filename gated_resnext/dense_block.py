@@ -1,16 +1,13 @@
 """A dense block that learns its skip connections: every layer has a gate over the feature maps before it.
 
     block = GatedDenseBlock(layers=6, growth=12, fan_in=3)
-    frozen(model)  # the top-K wiring; the rows of unread maps are gone
-    pruned(model)  # and so are the layers that nobody reads
 
-On any Keras backend.
+On any Keras backend. `gated_resnext.freeze` and `gated_resnext.prune` take models that have such blocks.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -19,7 +16,6 @@ from keras import ops
 
 from gated_resnext import dense_wiring
 from gated_resnext.aggregation import LearnsGates, hand_down_trainable
-from gated_resnext.copying import copy_weights
 from gated_resnext.dense_wiring import DenseWiring
 from gated_resnext.errors import whole_number
 from gated_resnext.layers import LAST, ReplicaMeanNormalization
@@ -170,26 +166,22 @@ class GatedDenseBlock(keras.layers.Layer):
         self.seed = a_seed(seed)
         seeds = iter(seeds_from(self.seed, 2 * layers + 1))
         counts = dense_wiring.fan_ins(layers, fan_in, transition_fan_in)
+        reads = self.sources or [None] * (layers + 1)
+
+        def reader(number: int, filters: int, name: str) -> GatedPointwise:
+            gate = counts[number], reads[number]
+            return GatedPointwise(filters, *gate, seed=next(seeds), name=name, dtype=self.dtype_policy)
+
         self.readers, self.norms, self.convs = [], [], []
-        for number in range(layers + (transition is not None)):
-            last = number == layers
-            self.readers.append(
-                GatedPointwise(
-                    transition if last else bottleneck * growth,  # type: ignore[arg-type]
-                    counts[number],
-                    None if self.sources is None else self.sources[number],
-                    seed=next(seeds),
-                    name="transition" if last else f"layer{number + 1}_narrow",
-                    dtype=self.dtype_policy,
-                )
-            )
-            if last:
-                break
+        for number in range(layers):
+            name = f"layer{number + 1}"
+            self.readers.append(reader(number, bottleneck * growth, f"{name}_narrow"))
             self.norms.append(
                 ReplicaMeanNormalization(
-                    momentum=MOMENTUM, epsilon=EPSILON, name=f"layer{number + 1}_norm", dtype=self.dtype_policy
+                    momentum=MOMENTUM, epsilon=EPSILON, name=f"{name}_norm", dtype=self.dtype_policy
                 )
             )
+            he_normal = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal", seed=next(seeds))
             self.convs.append(
                 keras.layers.Conv2D(
                     growth,
@@ -197,13 +189,13 @@ class GatedDenseBlock(keras.layers.Layer):
                     padding="same",
                     data_format=LAST,
                     use_bias=False,
-                    kernel_initializer=keras.initializers.VarianceScaling(
-                        2.0, "fan_out", "untruncated_normal", seed=next(seeds)
-                    ),
-                    name=f"layer{number + 1}_conv",
+                    kernel_initializer=he_normal,
+                    name=f"{name}_conv",
                     dtype=self.dtype_policy,
                 )
             )
+        if transition is not None:
+            self.readers.append(reader(layers, transition, "transition"))
 
     def build(self, shape: Any) -> None:
         if len(shape) != 4 or shape[-1] is None:
@@ -257,102 +249,3 @@ class GatedDenseBlock(keras.layers.Layer):
         fields = ("growth", "fan_in", "transition", "transition_fan_in", "bottleneck", "sources", "seed")
         own = {field: getattr(self, field) for field in fields}
         return {**super().get_config(), "layers": self.layer_count, **own}
-
-
-def frozen(model: keras.Model) -> keras.Model:
-    """A model whose dense blocks have the wiring fixed to the top K of their gates, all layers kept.
-
-    Args:
-        model: a functional or sequential model with a `GatedDenseBlock` among its layers, or those of a nested model.
-
-    Returns:
-        A new model with the same function and weights, not compiled; the blocks have no rows any more for what is not
-        read.
-    """
-    return _rewired(model, lambda wiring: (wiring, range(1, wiring.layers + 1)))
-
-
-def pruned(model: keras.Model) -> keras.Model:
-    """The same function in a smaller model: fixed wiring, and no layers that nobody reads.
-
-    Args:
-        model: a functional or sequential model with a `GatedDenseBlock` among its layers, or those of a nested model.
-
-    Returns:
-        A new model, not compiled.
-
-    Raises:
-        ValueError: if there is no such block, or it was not built.
-
-    Example:
-
-    >>> block = GatedDenseBlock(4, 2, 1, transition=3, transition_fan_in=1, seed=0)
-    >>> smaller = pruned(keras.Sequential([keras.Input((8, 8, 3)), block]))
-    >>> block.parameters(), smaller.layers[0].parameters()
-    (935, 15)
-    """
-    return _rewired(model, lambda wiring: (wiring.pruned(), wiring.active))
-
-
-def _holds(model: keras.Model) -> bool:
-    """Whether there are dense blocks in a model or in those nested in it."""
-    return any(
-        isinstance(layer, GatedDenseBlock) or (isinstance(layer, keras.Model) and _holds(layer))
-        for layer in model.layers
-    )
-
-
-def _rewired(model: keras.Model, fixed: Callable[[DenseWiring], tuple[DenseWiring, Sequence[int]]]) -> keras.Model:
-    """A copy of a model whose blocks have the wiring, and of the old layers those, that `fixed` gives."""
-    blocks = {layer.name: layer for layer in model.layers if isinstance(layer, GatedDenseBlock)}
-    nested = {layer.name for layer in model.layers if isinstance(layer, keras.Model) and _holds(layer)}
-    if not (blocks or nested):
-        raise ValueError(f"there is no GatedDenseBlock among the layers of {model.name}")
-
-    def copied(layer: keras.layers.Layer) -> keras.layers.Layer:
-        if layer.name in nested:
-            return _rewired(layer, fixed)
-        changes: dict[str, Any] = {}
-        if layer.name in blocks:
-            wiring, _ = fixed(layer.wiring())
-            changes = {"layers": wiring.layers, "sources": wiring.sources}
-        return type(layer).from_config({**layer.get_config(), **changes})
-
-    with _uncompiled(model):  # cloning would look for a loss of one's own among Keras' own
-        copy = keras.models.clone_model(model, clone_function=copied)
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.InputLayer) or layer.name in nested:  # renamed, filled already
-            continue
-        target = copy.get_layer(layer.name)
-        if layer.name in blocks:
-            _, kept = fixed(layer.wiring())
-            _fill(target, layer, kept)
-        else:
-            copy_weights(layer, target)
-    return copy
-
-
-@contextlib.contextmanager
-def _uncompiled(model: keras.Model) -> Iterator[None]:
-    """The model, which passes for one that was not compiled."""
-    before, model.compiled = model.compiled, False
-    try:
-        yield
-    finally:
-        model.compiled = before
-
-
-def _fill(target: GatedDenseBlock, source: GatedDenseBlock, kept: Sequence[int]) -> None:
-    """Sets the weights of `target`, which has the layers `kept`, counted from 1, of `source`."""
-    readers = [*kept, *([source.layer_count + 1] if source.transition is not None else [])]
-    for reader, number in zip(target.readers, readers, strict=True):
-        old, wanted = source.readers[number - 1], source.wiring().sources[number - 1]
-        has = range(number) if old.sources is None else old.sources
-        of_map = np.repeat(np.asarray(has), old.channels)  # the map of every row
-        rows = np.isin(of_map, wanted)
-        reader.kernel.assign(ops.convert_to_numpy(old.kernel)[:, :, rows])
-        for one, other in zip(reader.norm.weights, old.norm.weights, strict=True):
-            one.assign(ops.convert_to_numpy(other)[rows])
-    for place, number in enumerate(kept):
-        target.norms[place].set_weights(source.norms[number - 1].get_weights())
-        target.convs[place].set_weights(source.convs[number - 1].get_weights())

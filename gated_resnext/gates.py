@@ -13,6 +13,8 @@ from typing import Any
 
 from keras import backend, ops, random
 
+from gated_resnext.gradients import custom_gradient
+
 Tensor = Any
 
 # Far below any gate that an update leaves standing, and large enough that log(ZERO) plus the largest Gumbel noise that
@@ -98,10 +100,9 @@ def draw(real_gates: Tensor, fan_in: int, *, seed: int, step: Tensor) -> Tensor:
     return top_k(ops.log(real_gates + ZERO) - ops.log(-ops.log(uniform)), fan_in)
 
 
-@ops.custom_gradient
+@custom_gradient
 def _straight_through(real_gates: Tensor, binary_gates: Tensor) -> tuple[Tensor, Any]:
-    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        gradient = args[0] if upstream is None else upstream
+    def grad(gradient: Tensor) -> tuple[Tensor, Tensor]:
         return gradient, ops.zeros_like(gradient)
 
     return ops.copy(binary_gates), grad
@@ -120,7 +121,7 @@ def straight_through(real_gates: Tensor, binary_gates: Tensor) -> Tensor:
     return _straight_through(ops.convert_to_tensor(real_gates), ops.stop_gradient(ops.convert_to_tensor(binary_gates)))
 
 
-@ops.custom_gradient
+@custom_gradient
 def _inputs_and_narrowed(gates: Tensor, y: Tensor, kernel: Tensor) -> tuple[Any, Any]:
     def inputs(gates: Tensor) -> Tensor:
         gates = ops.cast(gates, y.dtype)
@@ -128,8 +129,7 @@ def _inputs_and_narrowed(gates: Tensor, y: Tensor, kernel: Tensor) -> tuple[Any,
 
     rows = ops.shape(y)[1:]
 
-    def grad(*upstream: Tensor, **named: Any) -> tuple[Tensor, Tensor, Tensor]:
-        of_x, of_h = named.get("upstream", upstream) if named.get("upstream") is not None else _pair(upstream)
+    def grad(of_x: Tensor, of_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # That the product waits for the gradient keeps compilers from taking the forward pass's, which would stay.
         x = inputs(gates + 0 * ops.cast(of_h[:1, :1, :1], gates.dtype)[0])
         of_kernel = ops.matmul(ops.transpose(of_h, (0, 2, 1)), x)
@@ -139,11 +139,6 @@ def _inputs_and_narrowed(gates: Tensor, y: Tensor, kernel: Tensor) -> tuple[Any,
 
     x = inputs(gates)
     return (x, ops.matmul(x, kernel)), grad
-
-
-def _pair(upstream: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Both gradients, which TensorFlow passes as two arguments and JAX as one."""
-    return upstream if len(upstream) == 2 else upstream[0]
 
 
 def inputs_and_narrowed(gates: Tensor, y: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,12 +179,12 @@ def aggregate(gates: Tensor, y: Tensor, learned: bool = True) -> Tensor:
     return ops.reshape(flat, (gates.shape[0], *shape[1:]))
 
 
-@ops.custom_gradient
+@custom_gradient
 def _product(gates: Tensor, y: Tensor) -> tuple[Tensor, Any]:
     """gates @ y for y (C, many), with the gate gradient as two products: TensorFlow computes each on one CPU core."""
 
-    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return _product_gradient(gates, y, args[0] if upstream is None else upstream)
+    def grad(gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return _product_gradient(gates, y, gradient)
 
     return ops.matmul(ops.cast(gates, y.dtype), y), grad
 

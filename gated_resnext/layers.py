@@ -16,6 +16,7 @@ from keras import ops
 from gated_resnext import gates
 from gated_resnext.aggregation import hand_down_trainable
 from gated_resnext.errors import check_choice
+from gated_resnext.gradients import custom_gradient
 from gated_resnext.norm import BranchNorm, moments_after
 from gated_resnext.seeds import a_seed, seeds_from
 
@@ -161,12 +162,11 @@ class BranchPointwise(keras.layers.Layer):
         return ops.sum(y, axis=0) if self.merge == "sum" else y
 
 
-@ops.custom_gradient
+@custom_gradient
 def _narrowed(x: Tensor, kernel: Tensor) -> tuple[Tensor, Any]:
     """x @ kernel, whose kernel gradient is a product of few rows: on a CPU twice as fast as one of few columns."""
 
-    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        gradient = args[0] if upstream is None else upstream
+    def grad(gradient: Tensor) -> tuple[Tensor, Tensor]:
         transposed = ops.matmul(ops.transpose(gradient, (0, 2, 1)), x)
         return ops.matmul(gradient, ops.transpose(kernel, (0, 2, 1))), ops.transpose(transposed, (0, 2, 1))
 

@@ -13,7 +13,7 @@ import numpy as np
 from gated_resnext.aggregation import BranchMean, GatedAggregation
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
-from gated_resnext.errors import UserError, first_line
+from gated_resnext.errors import UserError, check_choice, first_line
 from gated_resnext.layers import LAST, MultiBranchModule, ReplicaMeanNormalization, Standardize
 from gated_resnext.norm import EPSILON, MOMENTUM
 from gated_resnext.seeds import a_seed, seeds_from
@@ -46,7 +46,8 @@ class GatedResNeXt(keras.Model):
         (batch, classes); without the top (batch, height, width, channels), or (batch, channels) if pooled.
 
     Raises:
-        ValueError: if the wiring does not have one entry a module, or the pooling is unknown or goes with the top.
+        ValueError: if the wiring does not have one entry a module or there is none to fix, or the pooling is unknown or
+            goes with the top.
 
     Example:
 
@@ -71,21 +72,6 @@ class GatedResNeXt(keras.Model):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if precision is not None and precision != keras.config.dtype_policy().name:
-            with _policy(precision):
-                self.__init__(  # type: ignore[misc]
-                    architecture,
-                    connectivity,
-                    classifier_activation,
-                    include_top=include_top,
-                    pooling=pooling,
-                    synchronized=synchronized,
-                    precision=precision,
-                    remat=remat,
-                    seed=seed,
-                    **kwargs,
-                )
-            return
         if isinstance(architecture, dict):
             architecture = Architecture.from_dict(architecture)
         if isinstance(connectivity, dict):
@@ -94,60 +80,18 @@ class GatedResNeXt(keras.Model):
         _check(architecture, connectivity)
         _check_pooling(include_top, pooling)
         seed = a_seed(seed)
-        seeds = iter(seeds_from(seed, 2 * architecture.modules + 2))
-        blocks = connectivity.blocks if connectivity else (architecture.cardinality,) * architecture.modules
-        shared, summed = architecture.aggregation == "shared", architecture.aggregation == "sum"
-
-        images = keras.Input(architecture.input_shape, name="images", dtype="uint8")
-        x = _stem(Standardize(name="standardize")(images), architecture, synchronized, seed=next(seeds))
-        for module, plan in enumerate(architecture.plan()):
-            seed_of_gates, seed_of_module = next(seeds), next(seeds)
-            if module and not shared:
-                x = GatedAggregation(
-                    architecture.fan_in,
-                    architecture.aggregation,
-                    architecture.gates,
-                    connectivity.sources[module - 1] if connectivity else None,
-                    remat=remat,
-                    seed=seed_of_gates,
-                    name=f"{plan.name}_gate",
-                )(x)
-            elif module:
-                x = keras.layers.ReLU(name=f"{plan.name}_relu")(x)
-            x = MultiBranchModule(
-                blocks[module],
-                plan.width,
-                plan.filters,
-                plan.stride,
-                "sum" if shared else "none",
-                _counted(connectivity, module),
-                synchronized,
-                _averaged(architecture, connectivity, module),
-                seed=seed_of_module,
-                name=plan.name,
-            )(x)
-        x = keras.layers.ReLU(name="relu")(x) if shared else BranchMean("sum" if summed else "mean", name="mean")(x)
-        if include_top or pooling == "avg":
-            x = keras.layers.GlobalAveragePooling2D(LAST, name="pool")(x)
-        elif pooling == "max":
-            x = keras.layers.GlobalMaxPooling2D(LAST, name="pool")(x)
-        if include_top:
-            x = keras.layers.Dense(
-                architecture.classes,
-                kernel_initializer=keras.initializers.GlorotUniform(seed=next(seeds)),
-                name="classifier",
-                dtype="float32",
-            )(x)
-        if include_top and classifier_activation is not None:
-            x = keras.layers.Activation(classifier_activation, name="probabilities", dtype="float32")(x)
-        super().__init__(inputs=images, outputs=x, **kwargs)
+        with _policy(precision):
+            images, outputs = _graph(
+                architecture, connectivity, classifier_activation, include_top, pooling, synchronized, remat, seed=seed
+            )
+            super().__init__(inputs=images, outputs=outputs, **kwargs)
+            self.precision = keras.config.dtype_policy().name
         self.architecture = architecture
         self.connectivity = connectivity
         self.classifier_activation = classifier_activation
         self.include_top = include_top
         self.pooling = pooling
         self.synchronized = synchronized
-        self.precision = keras.config.dtype_policy().name
         self.remat = remat
         self.seed = seed
 
@@ -165,7 +109,7 @@ class GatedResNeXt(keras.Model):
         arch = self.architecture
         if self.connectivity is not None:
             return self.connectivity
-        if arch.aggregation == "shared" or arch.gates == "real":
+        if not arch.has_binary_gates:
             return Connectivity.full(arch.modules, arch.cardinality)
         return Connectivity.top_k(self.real_gates(), arch.fan_in, first=arch.cardinality)
 
@@ -232,11 +176,72 @@ def load(path: str | os.PathLike[str]) -> GatedResNeXt:
     return model
 
 
+def _graph(
+    architecture: Architecture,
+    connectivity: Connectivity | None,
+    classifier_activation: str | None,
+    include_top: bool,
+    pooling: str | None,
+    synchronized: bool,
+    remat: bool,
+    *,
+    seed: int,
+) -> tuple[Any, Any]:
+    """The images and what the network makes of them, of the arguments of `GatedResNeXt`."""
+    seeds = iter(seeds_from(seed, 2 * architecture.modules + 2))
+    blocks = connectivity.blocks if connectivity else (architecture.cardinality,) * architecture.modules
+    shared, summed = architecture.aggregation == "shared", architecture.aggregation == "sum"
+
+    images = keras.Input(architecture.input_shape, name="images", dtype="uint8")
+    x = _stem(Standardize(name="standardize")(images), architecture, synchronized, seed=next(seeds))
+    for module, plan in enumerate(architecture.plan()):
+        seed_of_gates, seed_of_module = next(seeds), next(seeds)
+        if module and not shared:
+            x = GatedAggregation(
+                architecture.fan_in,
+                architecture.aggregation,
+                architecture.gates,
+                connectivity.sources[module - 1] if connectivity else None,
+                remat=remat,
+                seed=seed_of_gates,
+                name=f"{plan.name}_gate",
+            )(x)
+        elif module:
+            x = keras.layers.ReLU(name=f"{plan.name}_relu")(x)
+        x = MultiBranchModule(
+            blocks[module],
+            plan.width,
+            plan.filters,
+            plan.stride,
+            "sum" if shared else "none",
+            _counted(connectivity, module),
+            synchronized,
+            _averaged(architecture, connectivity, module),
+            seed=seed_of_module,
+            name=plan.name,
+        )(x)
+    x = keras.layers.ReLU(name="relu")(x) if shared else BranchMean("sum" if summed else "mean", name="mean")(x)
+    if include_top or pooling == "avg":
+        x = keras.layers.GlobalAveragePooling2D(LAST, name="pool")(x)
+    elif pooling == "max":
+        x = keras.layers.GlobalMaxPooling2D(LAST, name="pool")(x)
+    if include_top:
+        x = keras.layers.Dense(
+            architecture.classes,
+            kernel_initializer=keras.initializers.GlorotUniform(seed=next(seeds)),
+            name="classifier",
+            dtype="float32",
+        )(x)
+    if include_top and classifier_activation is not None:
+        x = keras.layers.Activation(classifier_activation, name="probabilities", dtype="float32")(x)
+    return images, x
+
+
 @contextlib.contextmanager
-def _policy(precision: str) -> Iterator[None]:
-    """A Keras dtype policy for the layers that are made inside."""
+def _policy(precision: str | None) -> Iterator[None]:
+    """A Keras dtype policy for the layers that are made inside; None for the one in force."""
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision)
+    keras.config.set_dtype_policy(precision or before)
     try:
         yield
     finally:
@@ -257,8 +262,7 @@ def _check(architecture: Architecture, connectivity: Connectivity | None) -> Non
 def _check_pooling(include_top: bool, pooling: str | None) -> None:
     if not isinstance(include_top, bool):
         raise ValueError(f"include_top must be True or False. Received: include_top={include_top!r}")
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling must be one of {POOLINGS}. Received: pooling={pooling!r}")
+    check_choice("pooling", pooling, POOLINGS)
     if include_top and pooling is not None:
         raise ValueError(f"pooling is of features, with include_top=False. Received: pooling={pooling!r}")
 

@@ -13,6 +13,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from gated_resnext.gradients import custom_gradient
+
 Tensor = Any
 EPSILON = 1e-5
 MOMENTUM = 0.9
@@ -89,7 +91,7 @@ class BranchNorm(keras.layers.Layer):
             moving.assign(moving * MOMENTUM + ops.stop_gradient(value) * (1.0 - MOMENTUM))
 
 
-@ops.custom_gradient
+@custom_gradient
 def _normalized(x: Tensor, centered: Tensor, inverse: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Any]:
     r"""gamma * centered * inverse + beta, with the gradient of the whole batch norm to x.
 
@@ -104,8 +106,7 @@ def _normalized(x: Tensor, centered: Tensor, inverse: Tensor, gamma: Tensor, bet
     copies = x.shape[-1] // gamma.shape[-1]
     scale = gamma * inverse
 
-    def grad(*args: Tensor, upstream: Tensor | None = None) -> tuple[Tensor, ...]:
-        dy = args[0] if upstream is None else upstream
+    def grad(dy: Tensor) -> tuple[Tensor, ...]:
         d_beta = _per_channel(ops.mean, dy, copies)
         d_gamma = inverse * _per_channel(ops.mean, dy * centered, copies)
         dx = _tiled(scale, copies) * (dy - _tiled(d_beta, copies) - centered * _tiled(inverse * d_gamma, copies))

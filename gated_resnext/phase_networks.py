@@ -83,7 +83,7 @@ class PhaseNetworks:
             The state that is left, and the real gates; those are none, and the state the same, where no gate is binary.
         """
         arch = self.run.architecture
-        if not arch.learnable or arch.gates == "real":
+        if not arch.has_binary_gates:
             return state, []
         if state is None:  # a recipe that never learns its gates: all are equal
             state = self._initial()

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 
-from gated_resnext import branch_pruning
+from gated_resnext import branch_pruning, dense_pruning
 from gated_resnext.architecture import Architecture
+from gated_resnext.branches import GatedBranches
 from gated_resnext.connectivity import Connectivity
+from gated_resnext.dense_block import GatedDenseBlock
 from gated_resnext.model import GatedResNeXt
+from gated_resnext.nested import holds
 
 Weights = dict[str, np.ndarray]
 
@@ -48,14 +51,15 @@ def freeze(model: keras.Model) -> keras.Model:
 
     Args:
         model: a `GatedResNeXt` whose gates are binary, or a model of one's own that is made of `GatedBranches`
-            (`branch_pruning.freeze`).
+            (`branch_pruning.freeze`) or has a `GatedDenseBlock` (`dense_pruning.freeze`).
 
     Returns:
         A new network with the same weights, or the given `GatedResNeXt` where there is nothing to fix.
     """
     if not isinstance(model, GatedResNeXt):
-        return branch_pruning.freeze(model)
-    return model if _is_fixed(model) else rebuild(model, connectivity=model.wiring())
+        return _of_ones_own(model, dense_pruning.freeze, branch_pruning.freeze)
+    nothing_to_fix = model.connectivity is not None or not model.architecture.has_binary_gates
+    return model if nothing_to_fix else rebuild(model, connectivity=model.wiring())
 
 
 def prune(model: keras.Model) -> keras.Model:
@@ -63,7 +67,7 @@ def prune(model: keras.Model) -> keras.Model:
 
     Args:
         model: a `GatedResNeXt`, its wiring learned or fixed, or a model of one's own that is made of `GatedBranches`
-            (`branch_pruning.prune`).
+            (`branch_pruning.prune`) or has a `GatedDenseBlock` (`dense_pruning.prune`).
 
     Returns:
         A new network whose `connectivity` has the active blocks alone, renumbered; the given network where every
@@ -81,8 +85,8 @@ def prune(model: keras.Model) -> keras.Model:
         Section 2.1 of the paper; docs/deviations.md, row 15.
     """
     if not isinstance(model, GatedResNeXt):
-        return branch_pruning.prune(model)
-    if model.connectivity is None and _is_fixed(model):
+        return _of_ones_own(model, dense_pruning.prune, branch_pruning.prune)
+    if model.connectivity is None and not model.architecture.has_binary_gates:
         return model
     wiring = model.wiring()
     pruned = GatedResNeXt.from_config({**model.get_config(), "connectivity": wiring.pruned()})
@@ -90,9 +94,13 @@ def prune(model: keras.Model) -> keras.Model:
     return pruned
 
 
-def _is_fixed(model: GatedResNeXt) -> bool:
-    """Whether there are no binary gates left to decide."""
-    return model.connectivity is not None or not model.gates or model.architecture.gates == "real"
+def _of_ones_own(
+    model: keras.Model, dense: Callable[[keras.Model], keras.Model], branches: Callable[[keras.Model], keras.Model]
+) -> keras.Model:
+    """What is done to the dense blocks of a model, where it has some, and to its branches."""
+    has_dense = isinstance(model, keras.Model) and holds(model, GatedDenseBlock)
+    model = dense(model) if has_dense else model
+    return model if has_dense and not holds(model, GatedBranches) else branches(model)
 
 
 def cut(values: Weights, architecture: Architecture, wiring: Connectivity) -> tuple[Weights, Weights]:

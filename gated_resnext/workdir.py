@@ -64,7 +64,7 @@ class Run:
             UserError: if the network does not take it.
         """
         shape = self.architecture
-        if not shape.learnable or shape.gates == "real":
+        if not shape.has_binary_gates:
             raise UserError(f"{self.entry} takes no wiring: it has no binary gates")
         expected = (shape.cardinality,) * shape.modules
         if connectivity.blocks != expected:

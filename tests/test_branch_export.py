@@ -14,6 +14,7 @@ import gated_resnext
 from export import saved_model, tflite
 from export.shipping import Probe, ship
 from gated_resnext.branches import GatedBranches
+from gated_resnext.dense_block import GatedDenseBlock
 from gated_resnext.errors import UserError
 
 SHAPE, CLASSES = (8, 8, 2), 5
@@ -104,3 +105,16 @@ def test_other_models_are_refused(other, received, tmp_path):
     with pytest.raises(UserError, match=rf"begin it with keras.Input\(shape, dtype='uint8'\)\. Received: .*{received}"):
         ship(other(), tmp_path / "own", probe)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_of_dense_blocks_is_shipped(tmp_path):
+    inputs = keras.Input(SHAPE, dtype="uint8")
+    x = GatedDenseBlock(4, 3, 1, transition=6, transition_fan_in=2, seed=0)(keras.layers.Rescaling(1 / 255)(inputs))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x), name="dense")
+    labels = np.asarray(model(IMAGES)).argmax(-1)
+    shipped = ship(model, tmp_path / "dense", Probe(IMAGES, labels, "images of random pixels"))
+    assert [check["form"] for check in shipped.receipt["checks"]] == ["pruned", "saved_model", "tflite"]
+    assert (
+        shipped.receipt["parameters_pruned"] < shipped.receipt["parameters"] == model.layers[2].parameters() + 6 * 3 + 3
+    )

@@ -13,8 +13,11 @@ import tensorflow as tf
 from hypothesis import strategies as st
 from test_dense_wiring import wirings
 
+import gated_resnext
 from gated_resnext import gates
-from gated_resnext.dense_block import GatedDenseBlock, frozen, pruned
+from gated_resnext.branches import GatedBranches
+from gated_resnext.dense_block import GatedDenseBlock
+from gated_resnext.dense_pruning import freeze, prune
 from gated_resnext.dense_wiring import DenseWiring
 from gated_resnext.optimizer import GateConnectSGD
 
@@ -193,7 +196,7 @@ def test_the_gradient_of_a_gate_is_the_closed_form():
 def test_pruned_is_the_same_function_and_as_small_as_it_says(sources, seed):
     block = built(seed, sources=sources)
     model = keras.Sequential([keras.Input(SHAPE[1:]), block])
-    small = pruned(model)
+    small = prune(model)
     expected = np.asarray(model(images()))
     np.testing.assert_allclose(small(images()), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     wiring, smaller = DenseWiring(sources), small.layers[0]
@@ -222,10 +225,10 @@ def test_the_blocks_of_nested_models_are_frozen_and_pruned_too():
     both = keras.Model(inner, keras.layers.ReLU()(GatedDenseBlock(3, GROWTH, 2, transition=4, seed=3)(inner)))
     for model in (keras.Model(inputs, both(alone(inputs))), keras.Model(inputs, both(first(inputs)))):
         expected = np.asarray(model(images()))
-        for smaller in (frozen(model), pruned(model)):
+        for smaller in (freeze(model), prune(model)):
             np.testing.assert_allclose(smaller(images()), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
             assert not [v.path for v in smaller.variables if v.path.endswith(("real_gates", "step"))]
-        assert pruned(model).count_params() < frozen(model).count_params() < model.count_params()
+        assert prune(model).count_params() < freeze(model).count_params() < model.count_params()
 
 
 def test_a_network_learns_is_frozen_pruned_saved_and_learns_on(tmp_path):
@@ -239,16 +242,16 @@ def test_a_network_learns_is_frozen_pruned_saved_and_learns_on(tmp_path):
     gate = model.get_layer("first").readers[3]
     assert np.abs(gate.real_gates.numpy() - 0.25).max() > 1e-3 and gate.real_gates.numpy().sum() == pytest.approx(1)
     expected = np.asarray(model(images()))
-    for smaller in (frozen(model), pruned(model), pruned(frozen(model))):
+    for smaller in (freeze(model), prune(model), prune(freeze(model))):
         np.testing.assert_allclose(smaller(images()), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
         assert not [v.path for v in smaller.variables if v.path.endswith(("real_gates", "step"))]
     for name in ("first", "second"):
-        block, (still, small) = model.get_layer(name), (f(model).get_layer(name) for f in (frozen, pruned))
+        block, (still, small) = model.get_layer(name), (f(model).get_layer(name) for f in (freeze, prune))
         assert still.wiring() == block.wiring() and small.wiring() == block.wiring().pruned()
         assert [trainable(b) for b in (block, still, small)] == [b.parameters() for b in (block, still, small)]
     assert small.layer_count == 3, "what follows the second block reads all its layers"
-    assert frozen(model).count_params() < model.count_params()
-    small = pruned(model)
+    assert freeze(model).count_params() < model.count_params()
+    small = prune(model)
     for saved in (model, small):
         saved.save(tmp_path / "network.keras")
         loaded = keras.saving.load_model(tmp_path / "network.keras")
@@ -312,14 +315,29 @@ def test_what_is_no_image_and_what_has_no_block_is_said():
     with pytest.raises(ValueError, match=r"reads \(batch, height, width, channels\). Received: shape=\(2, 3\)"):
         GatedDenseBlock(2, 2, 1).build((2, 3))
     with pytest.raises(ValueError, match="no GatedDenseBlock among the layers of plain"):
-        pruned(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)], name="plain"))
+        prune(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)], name="plain"))
+
+
+def test_freeze_and_prune_take_blocks_and_branches_in_one_model():
+    inputs = keras.Input(SHAPE[1:])
+    x = GatedDenseBlock(3, GROWTH, 1, transition=4, transition_fan_in=1, seed=0, name="dense")(inputs)
+    y = GatedBranches([keras.layers.Conv2D(4, 1) for _ in range(3)], name="one")(x)
+    y = GatedBranches([keras.layers.Conv2D(4, 1) for _ in range(2)], sources=((1,), (1,)), name="two")(y)
+    model = keras.Model(inputs, keras.layers.Average()(y))
+    for fixed, kept in ((gated_resnext.freeze(model), 3), (gated_resnext.prune(model), 1)):
+        np.testing.assert_allclose(fixed(images()), model(images()), rtol=1e-5, atol=1e-6)
+        assert fixed.get_layer("dense").sources is not None and len(fixed.get_layer("one").branches) == kept
+    dense = keras.Model(inputs, x)
+    assert gated_resnext.prune(dense).get_layer("dense").layer_count < 3
+    with pytest.raises(ValueError, match="made of GatedBranches"):
+        gated_resnext.prune(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
 
 
 def test_a_block_that_was_not_built_says_so():
     with pytest.raises(ValueError, match="early was not built: its weights are there once it has read something"):
-        pruned(keras.Sequential([GatedDenseBlock(2, 2, 1, name="early")]))
+        prune(keras.Sequential([GatedDenseBlock(2, 2, 1, name="early")]))
     with pytest.raises(ValueError, match="early was not built: its weights are there once"):
-        pruned(keras.Sequential([GatedDenseBlock(2, 2, 1, sources=((0,), (0,), (0, 1, 2)), name="early")]))
+        prune(keras.Sequential([GatedDenseBlock(2, 2, 1, sources=((0,), (0,), (0, 1, 2)), name="early")]))
 
 
 def test_keras_summary_goes_into_the_block(capsys):
@@ -336,7 +354,7 @@ def test_what_stands_beside_the_block_keeps_what_it_was_adapted_to():
         [keras.Input((4, 4, 2)), bins, keras.layers.Rescaling(0.3), GatedDenseBlock(2, 2, 1, transition=3, seed=0)]
     )
     assert len(np.unique(bins(x))) == 4
-    np.testing.assert_allclose(pruned(model)(x), model(x), atol=1e-6)
+    np.testing.assert_allclose(prune(model)(x), model(x), atol=1e-6)
 
 
 def test_a_loss_of_ones_own_is_no_hindrance():
@@ -347,7 +365,7 @@ def test_a_loss_of_ones_own_is_no_hindrance():
     y = keras.layers.GlobalAveragePooling2D()(GatedDenseBlock(3, 2, 1, transition=4, seed=0)(x))
     model = keras.Model(x, y)
     model.compile("adam", of_ones_own)
-    smaller = pruned(model)
+    smaller = prune(model)
     given = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(np.float32)
     np.testing.assert_allclose(smaller(given), model(given), rtol=1e-5, atol=1e-6)
     assert model.compiled and not smaller.compiled
@@ -357,12 +375,12 @@ def test_a_loss_of_ones_own_is_no_hindrance():
 ON_JAX = """
 import sys
 import keras, numpy as np
-from gated_resnext import dense_block
+from gated_resnext import dense_block, dense_pruning
 from gated_resnext.optimizer import GateConnectSGD
 
 assert keras.backend.backend() == "jax"
 model, given = keras.saving.load_model(sys.argv[1]), np.load(sys.argv[2])
-before, small = model.predict(given["images"]), dense_block.pruned(model).predict(given["images"])
+before, small = model.predict(given["images"]), dense_pruning.prune(model).predict(given["images"])
 model.compile(GateConnectSGD(0.05, 0.5), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 model.fit(given["images"], given["labels"], epochs=3, verbose=0)
 step = model.get_layer("first").readers[2].step
