@@ -104,18 +104,16 @@ def _kept(network: dict[str, Any]) -> Iterator[times.Times]:
 
 
 def _written(folder: pathlib.Path, models: dict[str, Any]) -> dict[str, pathlib.Path]:
-    import numpy as np
 
     from export import saved_model, tflite
 
     paths = {}
     for form, model in models.items():
-        none = np.zeros((0, *model.input_shape[1:]), np.uint8)
         paths[form] = folder / form
-        saved_model.write(model, paths[form], none)
+        saved_model.write(model, paths[form])
         if form != "unpruned":
             paths[f"{form}_tflite"] = folder / f"{form}.tflite"
-            tflite.write(model, paths[f"{form}_tflite"], none)
+            tflite.write(model, paths[f"{form}_tflite"])
     return paths
 
 

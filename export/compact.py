@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from export.bundles import BUNDLE_CHANNELS, bundles, groups
-from gated_resnext.architecture import ModulePlan
+from gated_resnext.architecture import STEMS, ModulePlan
 from gated_resnext.layers import LAST
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.norm import EPSILON
@@ -132,11 +132,11 @@ class _Builder:
         return self._filled(layer, x, folded)
 
     def _stem(self, x: Any) -> Any:
-        large = self.arch.stem == "conv7_pool"
+        _, stride, pools = STEMS[self.arch.stem]
         stem = _fold(self.weights["stem_conv/kernel"], {key: self.weights[f"stem_norm/{key}"] for key in NORM})
         stem = Folded(stem.kernel / self.toolkit.white, stem.bias)  # the network's own pixels go to 1
-        x = self._conv(x, stem, "stem", stride=2 if large else 1, relu=True)
-        if self.arch.stem != "conv3":
+        x = self._conv(x, stem, "stem", stride=stride, relu=True)
+        if pools:
             x = self.layers.ZeroPadding2D(1, LAST, name="stem_pool_pad")(x)
             x = self.layers.MaxPooling2D(3, 2, data_format=LAST, name="stem_pool")(x)
         return x

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from export import backend, tflite
@@ -237,5 +236,5 @@ def _written(model: GatedResNeXt, twin: Any) -> bytes:
         raise AssertionError(f"weights of layers that the compact graph does not have: {sorted(trained)}")
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.tflite"
-        tflite.write(small, path, np.zeros((0, *model.input_shape[1:]), np.uint8))
+        tflite.write(small, path)
         return path.read_bytes()

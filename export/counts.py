@@ -51,10 +51,8 @@ def compact_counts(
     plans = architecture.plan()
     if len(wiring.blocks) != len(plans):
         raise ValueError(f"the architecture has {len(plans)} modules. Received: a wiring of {len(wiring.blocks)}")
-    size = 7 if architecture.stem == "conv7_pool" else 3
-    stem = size * size * architecture.input_shape[2] * architecture.stem_filters
-    head = plans[-1].filters * architecture.classes
-    counts = [Counts(stem + architecture.stem_filters, stem * _stem_pixels(architecture))]
+    stem, head = architecture.stem_kernel, plans[-1].filters * architecture.classes
+    counts = [Counts(stem + architecture.stem_filters, stem * math.prod(architecture.stem_conv_size))]
     counts.append(Counts(head + architecture.classes, head))
     for module, plan in enumerate(plans):
         counts += _module(architecture, wiring, module, plan, bundle_channels)
@@ -75,12 +73,6 @@ def graph_counts(model: Any) -> Counts:
             pixels = math.prod(node.output_tensors[0].shape[1:-1])
             multiply_adds += math.prod(layer.kernel.shape) * pixels
     return Counts(parameters, multiply_adds)
-
-
-def _stem_pixels(architecture: Architecture) -> int:
-    height, width, _ = architecture.input_shape
-    stride = 2 if architecture.stem == "conv7_pool" else 1
-    return -(-height // stride) * -(-width // stride)
 
 
 def _module(

@@ -16,11 +16,11 @@ Run = Callable[[np.ndarray], np.ndarray]
 class Format(NamedTuple):
     """How a network becomes files.
 
-    `filename` is the file's within the version's folder, or "" for that folder; `write(compact graph, path, training
-    images)` makes it; `runner(path)` loads it as a function from uint8 images to probabilities; `size(path)` counts its
-    bytes; `exact` tells whether it must give the same probabilities, or may lose accuracy within a bound; `decodes`
-    whether it takes picture files too: then `write` takes `preprocessing` as well; `measures` whether `write` needs the
-    training images, on which it measures ranges.
+    `filename` is the file's within the version's folder, or "" for that folder; `write(compact graph, path)` makes it;
+    `runner(path)` loads it as a function from uint8 images to probabilities; `size(path)` counts its bytes; `exact`
+    tells whether it must give the same probabilities, or may lose accuracy within a bound; `decodes` whether it takes
+    picture files too: then `write` takes `preprocessing` as well; `measures` whether it measures ranges on training
+    images: then `write` takes `samples`.
     """
 
     filename: str

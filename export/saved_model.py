@@ -22,7 +22,6 @@ PARTS = ("saved_model.pb", "fingerprint.pb", "variables", "assets")
 def write(
     model: keras.Model,
     folder: pathlib.Path,
-    samples: np.ndarray | None = None,
     preprocessing: Preprocessing | None = None,
     guard: Guard = tf.ensure_shape,
 ) -> None:
@@ -35,7 +34,6 @@ def write(
     Args:
         model: what `compact` returned.
         folder: the SavedModel's, new or empty.
-        samples: training images; not needed here.
         preprocessing: from a picture to the network's pixels; None leaves `encoded_images` out.
         guard: returns the images it is given, and fails if they have another shape than the second argument.
 

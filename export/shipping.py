@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import math
 import os
@@ -121,7 +120,6 @@ def ship(
     if any("\n" in label for label in labels or ()):
         raise UserError("names of classes are lines of labels.txt: none may hold an end of line")
     _check_probe(probe, chosen, [*(name for name in chosen if not FORMATS[name].exact), *(compressed or {})])
-    samples = probe.images[:0] if probe.samples is None else probe.samples
     if isinstance(model, GatedResNeXt) and model.precision != "float32":
         model = rebuild(model, precision="float32")
     pruned = prune(model)
@@ -136,8 +134,9 @@ def ship(
             form = FORMATS[name]
             path = version.folder / form.filename
             say(f"Writing and checking {name}")
-            write = functools.partial(form.write, preprocessing=preprocessing) if form.decodes else form.write
-            write(small, path, samples)
+            given: dict[str, Any] = {"preprocessing": preprocessing} if form.decodes else {}
+            given |= {"samples": probe.samples} if form.measures else {}
+            form.write(small, path, **given)
             drop = None if form.exact else max_top1_drop
             check = _check(name, form.runner(path), probe.images, reference, probe.labels, drop)
             checks.append({**check, "bytes": form.size(path)})

@@ -17,18 +17,17 @@ from export import saved_model
 from gated_resnext.copying import copy_weights
 
 
-def write(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> None:
+def write(model: keras.Model, path: pathlib.Path) -> None:
     """Writes a compact graph as a float32 .tflite file with the signature of `saved_model.write`.
 
     Args:
         model: what `compact` returned.
         path: new file.
-        samples: training images, for the formats that quantise.
     """
     _convert(model, path)
 
 
-def write_float16(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> None:
+def write_float16(model: keras.Model, path: pathlib.Path) -> None:
     """The same with float16 weights, half the bytes; computed in float32 where the device has no float16."""
 
     def options(converter: tf.lite.TFLiteConverter) -> None:
@@ -38,7 +37,7 @@ def write_float16(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -
     _convert(model, path, options)
 
 
-def write_dynamic(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> None:
+def write_dynamic(model: keras.Model, path: pathlib.Path) -> None:
     """The same with int8 weights and float32 activations, quantised as they come: dynamic-range quantisation."""
 
     def options(converter: tf.lite.TFLiteConverter) -> None:
@@ -48,7 +47,7 @@ def write_dynamic(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -
 
 
 def write_int8(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> None:
-    """Full int8: weights and activations, their ranges measured on `samples`; uint8 pixels in, float32 out.
+    """Full int8: weights and activations, their ranges measured on `samples`, training images; uint8 in, float32 out.
 
     Alone among the formats it does not refuse images of another shape, to leave nothing but the network to accelerators
     that know few operations.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple
@@ -15,9 +16,19 @@ from gated_resnext.errors import check_choice, whole_number
 
 AGGREGATIONS = ("mean", "sum", "weighted", "shared")
 GATES = ("binary", "real")
-STEMS = ("conv3", "conv3_pool", "conv7_pool")
 MOST = 100_000  # beyond it a number is a mistake
 IMAGENET_STAGES = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+
+class Stem(NamedTuple):
+    """The first convolution, padded by half its kernel, and whether a 3x3 max pool of stride 2 follows."""
+
+    kernel: int
+    stride: int
+    pools: bool
+
+
+STEMS = {"conv3": Stem(3, 1, False), "conv3_pool": Stem(3, 1, True), "conv7_pool": Stem(7, 2, True)}
 
 
 class ModulePlan(NamedTuple):
@@ -129,7 +140,7 @@ class Architecture:
                 f"Received: fan_in={self.fan_in}, cardinality={self.cardinality}"
             )
         for field, choices in (("aggregation", AGGREGATIONS), ("gates", GATES), ("stem", STEMS)):
-            check_choice(field, getattr(self, field), choices)
+            check_choice(field, getattr(self, field), tuple(choices))
         if self.aggregation == "shared" and self.fan_in != self.cardinality:
             raise ValueError(
                 f"aggregation='shared' feeds every block all {self.cardinality} blocks before, so fan_in must be "
@@ -175,13 +186,20 @@ class Architecture:
         return self.learnable and self.gates == "binary"
 
     @property
+    def stem_conv_size(self) -> tuple[int, int]:
+        """Height and width of what the first convolution writes."""
+        size = self.input_shape[:2]
+        return _halved(size) if STEMS[self.stem].stride == 2 else size
+
+    @property
     def stem_size(self) -> tuple[int, int]:
         """Height and width of the feature maps that the first module reads."""
-        halvings = {"conv3": 0, "conv3_pool": 1, "conv7_pool": 2}[self.stem]
-        size = self.input_shape[:2]
-        for _ in range(halvings):
-            size = _halved(size)
-        return size
+        return _halved(self.stem_conv_size) if STEMS[self.stem].pools else self.stem_conv_size
+
+    @property
+    def stem_kernel(self) -> int:
+        """Weights of the first convolution."""
+        return STEMS[self.stem].kernel ** 2 * self.input_shape[2] * self.stem_filters
 
     def plan(self) -> tuple[ModulePlan, ...]:
         """The M modules, from the stem to the head."""
@@ -203,8 +221,8 @@ class Architecture:
         Args:
             blocks: blocks in each module, as `Connectivity.blocks` gives them; None for C in every one.
         """
-        plans, stem = self.plan(), (7 if self.stem == "conv7_pool" else 3) ** 2 * self.input_shape[2]
-        total = (stem + 2) * self.stem_filters + (plans[-1].filters + 1) * self.classes
+        plans = self.plan()
+        total = self.stem_kernel + 2 * self.stem_filters + (plans[-1].filters + 1) * self.classes
         counts = self._blocks(blocks)
         for plan, count in zip(plans, counts, strict=True):
             total += count * plan.block_parameters + plan.shared_parameters
@@ -220,12 +238,8 @@ class Architecture:
         Args:
             blocks: blocks in each module; None for C in every one.
         """
-        plans, (height, width, channels) = self.plan(), self.input_shape
-        kernel, pixels = 3, height * width
-        if self.stem == "conv7_pool":
-            kernel, half = 7, _halved((height, width))
-            pixels = half[0] * half[1]
-        total = pixels * kernel**2 * channels * self.stem_filters + plans[-1].filters * self.classes
+        plans = self.plan()
+        total = math.prod(self.stem_conv_size) * self.stem_kernel + plans[-1].filters * self.classes
         for module, (plan, count) in enumerate(zip(plans, self._blocks(blocks), strict=True)):
             inputs = 1 if module == 0 or self.aggregation == "shared" else count
             total += count * plan.block_multiply_adds + inputs * plan.projection_multiply_adds

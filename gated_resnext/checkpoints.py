@@ -17,6 +17,7 @@ import numpy as np
 
 from gated_resnext import files
 from gated_resnext.errors import UserError
+from gated_resnext.scores import Scores
 
 KEPT = 2
 # A checkpoint is written so seldom that writing takes at most 1 of so many parts of the time.
@@ -32,7 +33,7 @@ class Place:
         round: rounds completed in this phase.
         step: steps since the start.
         steps: of them, those in this round.
-        scores: sums over the images of this round, the fields of `loop.Scores`.
+        scores: of the images of this round.
         seconds: spent so far.
         rate: factor of the phase's learning rate, below 1 after a rollback.
         rollbacks: so far.
@@ -45,13 +46,20 @@ class Place:
     round: int = 0
     step: int = 0
     steps: int = 0
-    scores: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    scores: Scores = dataclasses.field(default_factory=Scores)
     seconds: float = 0.0
     rate: float = 1.0
     rollbacks: int = 0
     images: str = ""
     wiring: dict[str, Any] | None = None
     arithmetic: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.scores = Scores(*self.scores)  # a list, as JSON has it
+
+    def begin_next_phase(self) -> None:
+        """At the rates of its own."""
+        self.phase, self.round, self.rate = self.phase + 1, 0, 1.0
 
 
 class Checkpoints:

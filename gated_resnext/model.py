@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from gated_resnext.aggregation import BranchMean, GatedAggregation
-from gated_resnext.architecture import Architecture
+from gated_resnext.architecture import STEMS, Architecture
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.errors import UserError, check_choice, first_line
 from gated_resnext.layers import LAST, MultiBranchModule, ReplicaMeanNormalization, Standardize
@@ -293,8 +293,7 @@ def _averaged(architecture: Architecture, connectivity: Connectivity | None, mod
 
 def _stem(x: Any, architecture: Architecture, synchronized: bool, *, seed: int) -> Any:
     """The first convolution, with batch norm, ReLU and, for larger images, pooling; padded on every side."""
-    large = architecture.stem == "conv7_pool"
-    size, stride = (7, 2) if large else (3, 1)
+    size, stride, pools = STEMS[architecture.stem]
     x = keras.layers.ZeroPadding2D(size // 2, LAST, name="stem_pad")(x)
     x = keras.layers.Conv2D(
         architecture.stem_filters,
@@ -307,7 +306,7 @@ def _stem(x: Any, architecture: Architecture, synchronized: bool, *, seed: int) 
     )(x)
     x = ReplicaMeanNormalization(momentum=MOMENTUM, epsilon=EPSILON, synchronized=synchronized, name="stem_norm")(x)
     x = keras.layers.ReLU(name="stem_relu")(x)
-    if architecture.stem != "conv3":
+    if pools:
         x = keras.layers.ZeroPadding2D(1, LAST, name="stem_pool_pad")(x)
         x = keras.layers.MaxPooling2D(3, 2, data_format=LAST, name="stem_pool")(x)
     return x

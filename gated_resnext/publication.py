@@ -13,7 +13,7 @@ from gated_resnext.datasets.table import DATASETS
 from gated_resnext.errors import UserError
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.recipes import RECIPES, Recipe
-from gated_resnext.workdir import Run, read_metrics
+from gated_resnext.workdir import Run, read_metrics, read_result
 
 if TYPE_CHECKING:
     from gated_resnext.arrays import ArrayImages
@@ -61,7 +61,7 @@ def publish(
         raise UserError(
             f"{folder} is no zoo: there is no entries.py in it; run this in a checkout or give --zoo=FOLDER"
         )
-    result = files.read_json(workdir / "result.json")
+    result = read_result(workdir)
     model = zoo.load(run.entry, workdir / "model.keras")
     images = trained.images_for(trained.of_workdir(workdir), data_dir=data_dir)
     weights = model.weights_by_name()
@@ -72,7 +72,7 @@ def publish(
         weights = halved
     path = folder / "weights" / f"{run.entry}.npz"
     files.write_arrays(path, weights)
-    card = {
+    card: dict[str, Any] = {
         "entry": run.entry,
         "dataset": run.dataset,
         "command": f"{_backend(result)}python -m gated_resnext.train --entry={run.entry} --seed={run.seed}"
@@ -83,7 +83,7 @@ def publish(
         "seed": run.seed,
         "hardware": hardware,
         "seconds": result["seconds"],
-        "version": result["version"],
+        "version": result.get("version"),
         **{name: result[name] for name in ("batch_norm_images", "rollbacks") if name in result},
         "top1": reached,
         "test_images": result["test_images"],
@@ -91,8 +91,8 @@ def publish(
         "active_blocks": result["active_blocks"],
         "parameters": result["parameters"],
         "parameters_pruned": result["parameters_pruned"],
-        "labels": result["labels"],
-        "connectivity": result["connectivity"],
+        "labels": result.get("labels"),
+        "connectivity": result.get("connectivity"),
         "curve": [[row["epoch"], row["loss"], row["test_top1"]] for row in read_metrics(workdir)],
         "weights": {
             "file": path.name,

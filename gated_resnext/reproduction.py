@@ -27,8 +27,6 @@ from gated_resnext.workdir import Run
 
 # Beside a workdir's `run.json`: its loss was not finite, so that nobody trains it to that step again.
 DIVERGED = "diverged.json"
-# What a result.json holds, at the least, to be a row of a ledger.
-NUMBERS = "top1", "top5", "epochs", "seconds", "test_images"
 
 
 def chosen(experiment: Experiment, patterns: Sequence[str]) -> Experiment:
@@ -173,14 +171,7 @@ def _ended(row: Row, run: Run, folder: pathlib.Path, experiment: Experiment, aga
 
 def _result(place: pathlib.Path) -> dict[str, Any]:
     """A run's `result.json`, with the versions and the hardware that trained it."""
-    result = files.read_json(place / "result.json")
-    if not (
-        isinstance(result, dict)
-        and all(isinstance(result.get(name), int | float) for name in NUMBERS)
-        and isinstance(result.get("active_blocks"), list)
-    ):
-        raise UserError(f"{place}/result.json holds no result; delete it, and the same command writes it anew")
-    machines = workdir.machines(place)
+    result, machines = workdir.read_result(place), workdir.machines(place)
     for name in ("versions", "hardware"):
         result[name] = ", then ".join(dict.fromkeys(one[name] for one in machines)) or "not recorded"
     return result

@@ -227,7 +227,7 @@ class _Training:
                 state = self._roll_back(error)
                 continue
             state = state_of(loop)
-            self.place.phase, self.place.round, self.place.rate = self.place.phase + 1, 0, 1.0
+            self.place.begin_next_phase()
         return self._finish(state)
 
     def _on_what(self) -> str:
@@ -302,13 +302,13 @@ class _Training:
                     steps.steps,
                     place.step,
                     self.rounds_done,
-                    Scores(*place.scores).means(),
+                    place.scores.means(),
                 )
             self._end_round(loop, phase, steps)
             self._stop_if_asked(loop)
 
     def _round_of(self, steps: Steps) -> str:
-        return f"phase {self.place.phase + 1}, round {min(self.place.round + 1, steps.epochs)} of {steps.epochs}"
+        return f"phase {self.place.phase + 1}, round {self.place.round + 1} of {steps.epochs}"
 
     def _some_steps(self, loop: Any, batches: Iterator[Any], left: int, phase: Phase) -> None:
         """One call of the compiled loop, of as many steps as take about `CALL_S`."""
@@ -317,7 +317,7 @@ class _Training:
         spent = time.monotonic() - began
         place.seconds += spent
         for row in scores:
-            place.scores = Scores(*place.scores) + row
+            place.scores += row
         place.step += len(scores)
         place.steps += len(scores)
         if not np.isfinite(scores[-1][0]):
@@ -328,7 +328,6 @@ class _Training:
             )
         if loop.compiled:
             self.progress.stepped(len(scores), spent)
-        if loop.compiled:
             fitting = math.floor(CALL_S * len(scores) / spent)
             self.call_steps = max(1, min(2 * self.call_steps, fitting, self.engine.most_steps))
         loop.compiled = True
@@ -341,7 +340,7 @@ class _Training:
     def _end_round(self, loop: Any, phase: Phase, steps: Steps) -> None:
         """Evaluation, a row of metrics, a checkpoint."""
         place, began = self.place, time.monotonic()
-        means = Scores(*place.scores).means()
+        means = place.scores.means()
         tests = self._evaluate(loop).means()
         if not math.isfinite(tests["loss"]):
             raise _Diverged(
@@ -353,7 +352,7 @@ class _Training:
         place.seconds += spent
         self.progress.tested(spent)
         which = self._round_of(steps)
-        place.round, place.steps, place.scores = place.round + 1, 0, Place.scores
+        place.round, place.steps, place.scores = place.round + 1, 0, Scores()
         row: dict[str, Any] = {
             "phase": place.phase + 1,
             "round": place.round,
@@ -428,7 +427,7 @@ class _Training:
             self.history.discard(self.place.step)
             self.metrics = Metrics(self.folder, (self.place.phase + 1, self.place.round))
         if self.place.round == self.schedule[self.place.phase].epochs:
-            self.place.phase, self.place.round, self.place.rate = self.place.phase + 1, 0, 1.0
+            self.place.begin_next_phase()
         return state
 
     def _check_place(self) -> None:

@@ -24,6 +24,7 @@ from gated_resnext.recipes import Recipe
 
 # Versions and hardware, of each machine in turn where a training went on.
 TRAINED_ON = "trained_on.json"
+NUMBERS = "top1", "top5", "epochs", "seconds", "test_images", "parameters", "parameters_pruned"  # of a result.json
 WIRINGS = ("learned", "random", "full", "given")
 
 
@@ -160,6 +161,20 @@ def machines(workdir: str | os.PathLike[str]) -> list[dict[str, str]]:
     if not whole:
         raise UserError(f"{path} names no versions and hardware; delete it, and they count as not recorded")
     return found
+
+
+def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a training that ended came to.
+
+    Raises:
+        UserError: if `result.json` is not there, or is not what a training writes.
+    """
+    path = pathlib.Path(workdir) / "result.json"
+    result = files.read_json(path)
+    whole = isinstance(result, dict) and all(isinstance(result.get(name), int | float) for name in NUMBERS)
+    if not (whole and all(isinstance(result.get(name), list) for name in ("blocks", "active_blocks"))):
+        raise UserError(f"{path} holds no result; delete it, and the same training writes it anew")
+    return result
 
 
 def check(run: Run, workdir: pathlib.Path, *, choose: str = "--workdir") -> None:

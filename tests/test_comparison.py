@@ -22,8 +22,8 @@ def folder(tmp_path_factory, foreign_model):
     """saved_model and model.tflite of the published digits network, and `foreign`, the same made differently."""
     folder = tmp_path_factory.mktemp("models")
     small = compact(zoo.load("digits_11_4_4_k1", "published"))
-    saved_model.write(small, folder / "saved_model", IMAGES)
-    tflite.write(small, folder / "model.tflite", IMAGES)
+    saved_model.write(small, folder / "saved_model")
+    tflite.write(small, folder / "model.tflite")
     # One image from 0 to 1 at a time, logits out, names of its own.
     foreign_model(
         folder / "foreign",

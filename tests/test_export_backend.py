@@ -34,7 +34,7 @@ small = compact(model)
 for write in (
     lambda: shipping.ship(model, folder / "net", shipping.Probe(noise, None, "noise")),
     lambda: saved_model.write(small, folder / "saved"),
-    lambda: tflite.write(small, folder / "model.tflite", noise),
+    lambda: tflite.write(small, folder / "model.tflite"),
     lambda: tflite.write_int8(small, folder / "model.tflite", noise),
 ):
     try:

@@ -23,8 +23,8 @@ class Served:
 
     def __init__(self, name, preprocessing, folder):
         graph = compact(zoo.load(name, "published"))
-        saved_model.write(graph, folder / "1", None, preprocessing)
-        tflite.write(graph, folder / "model.tflite", np.zeros(0))
+        saved_model.write(graph, folder / "1", preprocessing)
+        tflite.write(graph, folder / "model.tflite")
         self.loaded = tf.saved_model.load(folder / "1")
         self.preprocessing, self.file = preprocessing, folder / "model.tflite"
 

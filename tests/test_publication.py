@@ -76,6 +76,14 @@ def test_an_unfinished_training_or_no_zoo_is_refused(trained, digits_dir, folder
         publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
 
 
+@pytest.mark.parametrize("damaged", [[], {"top1": 0.9}, {"top1": "0.9"}])
+def test_a_result_that_is_none_is_refused(trained, digits_dir, folder, tmp_path, damaged):
+    workdir = shutil.copytree(trained, tmp_path / "run")
+    files.write_json(workdir / "result.json", damaged)
+    with pytest.raises(UserError, match="result.json holds no result; delete it, and the same training writes it anew"):
+        publication.publish(workdir, folder, data_dir=digits_dir, hardware="an abacus")
+
+
 def test_a_recipe_of_ones_own_is_refused(trained, digits_dir, folder, tmp_path):
     workdir = shutil.copytree(trained, tmp_path / "copy")
     run = files.read_json(workdir / "run.json")

@@ -329,7 +329,8 @@ def test_a_diverged_run_can_be_gone_on_with(digits_dir, tmp_path):
     assert len(said) == 4 and "Run 1 of 1" in said[2], "it was tried again"
     # A result beside it is the one that counts, in its place or in another of the same run.
     shutil.copytree(place, tmp_path / place.name)
-    result = {"top1": 0.5, "top5": 0.9, "epochs": 1, "seconds": 1, "test_images": 360, "active_blocks": [4, 4, 4]}
+    result = {"top1": 0.5, "top5": 0.9, "epochs": 1, "seconds": 1, "test_images": 360}
+    result |= {"parameters": 93_754, "parameters_pruned": 93_754, "blocks": [4, 4, 4], "active_blocks": [4, 4, 4]}
     files.write_json(tmp_path / place.name / "result.json", result)
     [outcome] = run()
     assert outcome.diverged is None and outcome.result["top1"] == 0.5
