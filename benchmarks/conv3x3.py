@@ -74,7 +74,7 @@ def _measured(stage: int, width: int, blocks: int, read: str) -> list[dict[str, 
 def _line(row: dict[str, Any]) -> str:
     from export import latency
 
-    ratios = "  ".join(f"{kind} x{latency.ratio(row['ms'], 'split', kind):5.2f}" for kind in KINDS[1:])
+    ratios = "  ".join(f"{kind} x{latency.ratio(row['ms']['split'], row['ms'][kind]):5.2f}" for kind in KINDS[1:])
     medians = "  ".join(f"{statistics.median(row['ms'][kind]):8.3f}" for kind in KINDS)
     return f"{_what(row)}  {ratios}   {medians}"
 

@@ -10,6 +10,7 @@ the compact graph of Fixed-Full ResNeXt with the same {D, w, C}, each read from 
 from __future__ import annotations
 
 import pathlib
+import statistics
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -132,8 +133,8 @@ def _markdown(result: dict[str, Any]) -> str:
     for network in result["networks"]:
         for batch, taken in network["ms"].items():
             cells = [f"`{network['name']}` ({network['wiring']} wiring)", str(batch)]
-            cells += [f"{latency.ratio(taken, slow, fast):.2f}" for slow, fast in RATIOS]
-            cells += [f"{latency.median(taken[form]):.3g}" for form in FORMS]
+            cells += [f"{latency.ratio(taken[slow], taken[fast]):.2f}" for slow, fast in RATIOS]
+            cells += [f"{statistics.median(taken[form]):.3g}" for form in FORMS]
             lines.append("| " + " | ".join(cells) + " |")
     head = ["network", "blocks", "form", "parameters", "multiply-adds", "bytes"]
     lines += ["", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]

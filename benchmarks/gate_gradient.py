@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks import report
+from export import latency
 from gated_resnext import errors
 
 BATCH = flags.DEFINE_integer("batch", 32, "Images.", lower_bound=1)
@@ -126,7 +127,7 @@ def markdown(seconds: dict[str, list[float]]) -> str:
         "| form | ms | of ours |",
         "|---|---|---|",
         *(
-            f"| {name} | {1e3 * statistics.median(spent):.2f} | {report.ratio(spent, ours):.2f} |"
+            f"| {name} | {1e3 * statistics.median(spent):.2f} | {latency.ratio(spent, ours):.2f} |"
             for name, spent in seconds.items()
         ),
     ]

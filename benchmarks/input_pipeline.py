@@ -16,6 +16,7 @@ from absl import flags
 
 from benchmarks import report
 from benchmarks.sides import Side
+from export import latency
 from gated_resnext import errors
 
 DATASETS = flags.DEFINE_list("datasets", ["cifar10"], "Data sets of the zoo.")
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> None:
             taken.append(recipe.batch_size / _seconds(images, turn))
             trained.append(spec["batch"] / side.take("train", 3))
         cells = [name, recipe.batch_size, f"{statistics.median(taken):,.0f}", f"{statistics.median(trained):,.0f}"]
-        cells.append(f"{report.ratio(taken, trained):.1f}")
+        cells.append(f"{latency.ratio(taken, trained):.1f}")
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     side.close()
     report.publish(MARKDOWN.value, "input pipeline", "\n".join(lines))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import pathlib
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -46,11 +45,6 @@ def limits() -> dict[str, float]:
         "copy": 3 * 4 * (64 << 20) / _least(lambda: add(long, second)[0].numpy()),
         "product": 2 * 2048**3 / _least(lambda: product().numpy()),
     }
-
-
-def ratio(slow: list[float], fast: list[float]) -> float:
-    """The median over the turns of one by the other."""
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 def publish(path: str, name: str, text: str) -> None:

@@ -21,6 +21,7 @@ from benchmarks import report, times
 from benchmarks.sides import Side
 from benchmarks.steps import architecture
 from benchmarks.traffic import by_theory, wide_bytes
+from export import latency
 from gated_resnext import errors
 
 NETWORKS = flags.DEFINE_list(
@@ -180,7 +181,7 @@ def _ratios(row: dict[str, Any]) -> list[str]:
     pairs += [(_fastest(train, "torch full, one norm ("), "full")]
     for slow, fast in pairs:
         if slow in train and fast in train:
-            lines.append(f"| {slow} / {fast} | {report.ratio(train[slow], train[fast]):.2f} |")
+            lines.append(f"| {slow} / {fast} | {latency.ratio(train[slow], train[fast]):.2f} |")
     return lines
 
 

@@ -6,6 +6,7 @@ Either may be of other making: a SavedModel or a .tflite file with one image in 
 from __future__ import annotations
 
 import pathlib
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,7 +96,10 @@ def compare(
 
 def _timed(a: Opened, b: Opened, images: np.ndarray, rounds: int) -> dict[str, Any]:
     times = latency.interleaved({"a": lambda: a.answers(images), "b": lambda: b.answers(images)}, rounds=rounds)
-    return {"ratio": latency.ratio(times, "a", "b"), "ms": [latency.median(times[name]) for name in ("a", "b")]}
+    return {
+        "ratio": latency.ratio(times["a"], times["b"]),
+        "ms": [statistics.median(times[name]) for name in ("a", "b")],
+    }
 
 
 def size(path: pathlib.Path) -> int:

@@ -7,7 +7,7 @@ import pathlib
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gated_resnext.versions import version
@@ -36,20 +36,15 @@ def interleaved(
     return times
 
 
-def ratio(times: Mapping[str, list[float]], slow: str, fast: str) -> float:
-    """How many times as long `slow` takes as `fast`: the median over the rounds of one by the other.
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """How many times as long one takes as the other: the median over the rounds of one by the other.
 
     Example:
 
-    >>> ratio({"a": [2.0, 4.0, 90.0], "b": [1.0, 2.0, 30.0]}, "a", "b")
+    >>> ratio([2.0, 4.0, 90.0], [1.0, 2.0, 30.0])
     2.0
     """
-    return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
-
-
-def median(times: list[float]) -> float:
-    """The middle one."""
-    return statistics.median(times)
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 def machine() -> dict[str, Any]:

@@ -83,14 +83,14 @@ def main(argv: list[str]) -> None:
     formats, methods = shipping.choose(FORMATS.value), _methods()
     _check_noise(formats, methods)
     if ENTRY.value is not None:
-        model, said = zoo.load(name, "published"), zoo.card(name)
+        model, said = zoo.load(name, "published"), zoo.card(name) or {}
     else:
         folder = pathlib.Path(WORKDIR.value).expanduser()
-        model, said = gated_resnext.load(folder / "model.keras"), files.read_json(folder / "result.json")
+        model, said = gated_resnext.load(folder / "model.keras"), files.read_fields(folder / "result.json")
     shape, classes = model.input_shape[1:], model.output_shape[-1]
     labels = _labels(said, name, classes)
     network = trained.Trained(name, name, model.predict_on_batch, shape, classes, labels, dataset, recipe.test_resize)
-    resize = said.get("resize") if isinstance(said, dict) else None
+    resize = said.get("resize")
     probe, preprocessing, images = _probe(network, dataset, recipe, shape, resize)
     shipped = shipping.ship(
         model,
@@ -108,9 +108,9 @@ def main(argv: list[str]) -> None:
     print("\n".join(["", _receipt(shipped.receipt, shipped.folder), *shipped.notes]))
 
 
-def _labels(said: Any, name: str, classes: int) -> list[str] | None:
+def _labels(said: dict[str, Any], name: str, classes: int) -> list[str] | None:
     """The names of the classes as the training wrote them down: those of the images may have changed since."""
-    labels = said.get("labels") if isinstance(said, dict) else None
+    labels = said.get("labels")
     if not isinstance(labels, list):
         return None
     if len(labels) != classes:

@@ -196,8 +196,7 @@ def _check_versions(output: pathlib.Path, shape: tuple[int, ...], classes: int, 
     newest = files.newest_version(output)
     if newest is None or not (newest / "receipt.json").is_file():
         return
-    receipt, before = files.read_json(newest / "receipt.json"), trained.labels_beside(newest)
-    said = receipt if isinstance(receipt, dict) else {}
+    said, before = files.read_fields(newest / "receipt.json"), trained.labels_beside(newest)
     found, count = said.get("input_shape"), said.get("classes", len(before) if before else None)
     other = ""
     if isinstance(found, list) and tuple(found) != tuple(shape):

@@ -8,6 +8,7 @@ import io
 import operator
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,6 +52,11 @@ def check_given(*flags: Any) -> None:
 def first_line(error: BaseException) -> str:
     """Of what an error says, or its kind, where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shortened(error: BaseException) -> str:
+    """Of what an error says, or its kind, as much as there is room for in a line of ours."""
+    return textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
 
 
 def run(main: Callable[[list[str]], Any]) -> None:

@@ -187,6 +187,16 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not a JSON file that can be read: {error}") from None
 
 
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a JSON object; none where the file holds something else.
+
+    Raises:
+        UserError: if the file is missing or is no JSON.
+    """
+    fields = read_json(path)
+    return fields if isinstance(fields, dict) else {}
+
+
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes named arrays as .npz; the zip's checksums tell damage on reading."""
     with replacing(path) as temporary, open(temporary, "wb") as file:

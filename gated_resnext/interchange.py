@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 import pathlib
-import textwrap
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from gated_resnext.errors import UserError
+from gated_resnext.errors import UserError, shortened
 
 SIGNATURE = "serving_default"
 BATCH = 64
@@ -48,7 +47,7 @@ class Opened(NamedTuple):
         try:
             rows = [self.run(padded[start : start + size]) for start in range(0, len(padded), size)]
         except Exception as error:
-            reason = textwrap.shorten(str(error), 160, placeholder=" ...")
+            reason = shortened(error)
             raise UserError(f"{self.path} does not take images of the shape {images.shape[1:]}: {reason}") from None
         return np.concatenate(rows)[: len(images)].astype(np.float64)
 
@@ -71,7 +70,7 @@ def opened(path: str | os.PathLike[str], white: float = 255.0) -> Opened:
     except UserError:
         raise
     except Exception as error:  # TensorFlow and LiteRT have many for what they cannot read
-        reason = textwrap.shorten(str(error), 160, placeholder=" ...")
+        reason = shortened(error)
         raise UserError(f"{path} cannot be read as a SavedModel folder or a .tflite file: {reason}") from None
 
 

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import os
 import pathlib
-import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ import tensorflow as tf
 
 from gated_resnext import datasets, preprocessing
 from gated_resnext.datasets.table import DATASETS, FOLDER, DatasetInfo
-from gated_resnext.errors import UserError
+from gated_resnext.errors import UserError, shortened
 
 Mine = Callable[[tf.Tensor], tf.Tensor]
 DEFAULT_DATA_DIR = "~/tensorflow_datasets"
@@ -82,7 +81,7 @@ def _builder(info: DatasetInfo, data_dir: str | os.PathLike[str] | None) -> Any:
             _remove_empty(folder)
         if isinstance(error, OSError) and error.errno is not None and info.name == "optical_digits":
             raise
-        reason = textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
+        reason = shortened(error)
         raise UserError(
             f"the data set {info.name} is not in {folder} and could not be prepared there ({reason}): "
             f"{info.how}, or give --data_dir=FOLDER, the folder that holds {info.name}/<version>"

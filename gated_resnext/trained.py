@@ -64,8 +64,7 @@ def of_workdir(folder: str | os.PathLike[str]) -> Trained:
 
     run = finished(folder)
     path = pathlib.Path(folder).expanduser()
-    model, result = gated_resnext.load(path / "model.keras"), files.read_json(path / "result.json")
-    result = result if isinstance(result, dict) else {}
+    model, result = gated_resnext.load(path / "model.keras"), files.read_fields(path / "result.json")
     found = _of_model(model, run.entry, str(folder), result.get("labels"), run.dataset, run.recipe)
     resize = result.get("resize")
     return found._replace(resize=resize) if type(resize) is int and resize > 0 else found
@@ -109,8 +108,7 @@ def of_saved_model(path: str | os.PathLike[str], white: float = 255.0) -> Traine
 
     opened = interchange.opened(path, white)
     folder = opened.path if opened.path.is_dir() else opened.path.parent
-    receipt = files.read_json(folder / "receipt.json") if (folder / "receipt.json").is_file() else {}
-    receipt = receipt if isinstance(receipt, dict) else {}
+    receipt = files.read_fields(folder / "receipt.json") if (folder / "receipt.json").is_file() else {}
     name, dataset, pictures = receipt.get("network"), receipt.get("dataset"), receipt.get("preprocessing")
     resize = pictures.get("resize") if isinstance(pictures, dict) else None
     return Trained(

@@ -148,4 +148,4 @@ def test_calls_take_turns(monkeypatch):
 
 
 def test_a_ratio_is_of_the_same_round():
-    assert latency.ratio({"a": [2.0, 40.0, 6.0], "b": [1.0, 10.0, 2.0]}, "a", "b") == 3.0
+    assert latency.ratio([2.0, 40.0, 6.0], [1.0, 10.0, 2.0]) == 3.0
