@@ -85,8 +85,8 @@ def ship(
     network's probabilities. Beside `output` the files for TF Serving are brought up to date, if this is one for it.
 
     Args:
-        model: the trained network, unpruned: a `GatedResNeXt`, or a model of one's own that is made of `GatedBranches`,
-            from uint8 images to the probabilities of classes.
+        model: the trained network, unpruned: a `GatedResNeXt`, or a model of one's own that is made of `GatedBranches`
+            or has a `GatedDenseBlock`, from uint8 images to the probabilities of classes.
         output: the folder of the network's versions, named as TF Serving is to name it.
         probe: the images to prove it on.
         preprocessing: how pictures become its pixels; None leaves out the signature that takes pictures.
@@ -155,9 +155,8 @@ def ship(
             text = "".join(f"{label}\n" for label in labels)
             path.write_bytes(text.encode("utf-8", "surrogateescape"))  # folders' names are any bytes
         if served and preprocessing is None and model.input_shape[-1] in (1, 3):
-            notes.append(
-                f"without preprocessing= it has no signature {saved_model.PICTURES}, which takes picture files"
-            )
+            why = "nobody told how they become pixels (preprocessing=)"
+            notes.append(f"It has no signature {saved_model.PICTURES}, which takes picture files: {why}")
         if served:
             notes += warmup.write(version.folder, output.name, small.input_shape[1:], pictures=bool(preprocessing))
         receipt = {

@@ -199,10 +199,8 @@ def _rebuilt(model: keras.Model, choose: Callable[[keras.Model], dict[str, Kept]
 
 def _fixed(layer: GatedBranches, kept: Kept) -> GatedBranches:
     """What is kept of a layer, without the weights; what the branches read is renumbered."""
-    config, reads = layer.get_config(), layer.reads()
+    reads, sources = layer.reads(), None
     if reads is not None:
         position = {source: place for place, source in enumerate(kept.sources)}
-        config["sources"] = [[position[source] for source in reads[branch]] for branch in kept.branches]
-    # From the classes themselves: Keras finds by name only those that are registered.
-    branches = [layer.branches[branch] for branch in kept.branches]
-    return GatedBranches(**{**config, "branches": [type(each).from_config(each.get_config()) for each in branches]})
+        sources = [[position[source] for source in reads[branch]] for branch in kept.branches]
+    return layer.remade(kept.branches, sources)

@@ -147,6 +147,15 @@ class GatedBranches(keras.layers.Layer):
             read[block] = self.activation(total * (1.0 / len(block) if self.gate.aggregation == "mean" else 1.0))
         return [read[block] for block in self.sources]
 
+    def remade(self, branches: Sequence[int], sources: Sequence[Sequence[int]] | None) -> GatedBranches:
+        """A layer of some of the branches and with other sources, without the weights.
+
+        Its branches are made by their own classes: Keras finds by name only those that are registered.
+        """
+        chosen = [self.branches[branch] for branch in branches]
+        clones = [type(branch).from_config(branch.get_config()) for branch in chosen]
+        return GatedBranches(**{**self.get_config(), "branches": clones, "sources": sources})
+
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from gated_resnext.branches import GatedBranches
 from gated_resnext.copying import copy_weights
 from gated_resnext.dense_block import GatedDenseBlock
 from gated_resnext.dense_wiring import DenseWiring
@@ -61,6 +62,8 @@ def _rewired(model: keras.Model, fixed: Callable[[DenseWiring], tuple[DenseWirin
     def copied(layer: keras.layers.Layer) -> keras.layers.Layer:
         if layer.name in nested:
             return _rewired(layer, fixed)
+        if isinstance(layer, GatedBranches):
+            return layer.remade(range(len(layer.branches)), layer.sources)
         changes: dict[str, Any] = {}
         if layer.name in blocks:
             wiring, _ = fixed(layer.wiring())

@@ -26,7 +26,8 @@ class Setting(NamedTuple):
     """How an experiment is run, told in its header.
 
     `recipe` is the schedule as trained, `whole` that of the paper or of the data set; seeds are 0 to `seeds` - 1;
-    `versions` and `hardware` are text, of the machine at work: a run that names its own is told with those.
+    `versions` and `hardware` are text, of the machine at work: a run that names its own is told with those. Without
+    `hardware` it is what Python knows of the machine.
     """
 
     command: str

@@ -33,7 +33,10 @@ class Progress:
         """A line of its own; what goes on after it has a new bar."""
         self._bar = None
         if not self.silent:
-            print(line, flush=True)
+            encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+            print(
+                line.encode(encoding, "backslashreplace").decode(encoding), flush=True
+            )  # names of folders are any bytes
 
     def stepped(self, count: int, seconds: float) -> None:
         """Counts steps. Leave out a call that was compiled first."""

@@ -41,7 +41,9 @@ DATA_DIR = flags.DEFINE_string(
     "Folder of tensorflow-datasets (default: ~/tensorflow_datasets), or under JAX of gated_resnext.pack (default: .).",
 )
 OUTPUT = flags.DEFINE_string("output", "runs/reproduce", "Folder of workdirs, Markdown and CSV.")
-HARDWARE = flags.DEFINE_string("hardware", None, "What it is trained on, for the header. Default: cores and system.")
+HARDWARE = flags.DEFINE_string(
+    "hardware", None, "What it is trained on, for the header. Default: devices, cores and system."
+)
 flags.adopt_module_key_flags(training_flags)
 
 
@@ -51,7 +53,7 @@ def main(argv: list[str]) -> None:
     experiment = reproduction.chosen(_experiment(), ROWS.value)
     whole = recipes.RECIPES[zoo.DATASETS[experiment.dataset].recipe]
     recipe = training_flags.recipe(whole.name)
-    machine = versions.of_training(), HARDWARE.value or versions.hardware()
+    machine = versions.of_training(), HARDWARE.value or ""
     setting = ledger.Setting(_command(), recipe, whole, SEEDS.value, LIMIT.value, *machine)
     if experiment.plots:
         canvas.check()

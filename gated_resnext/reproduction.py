@@ -107,7 +107,7 @@ def reproduce(
             say(f"\nRun {number} of {len(runs)}: {row.name}, seed {run.seed}{_time_left(runs, ended)}")
             place = _place(folder, experiment, run)
             try:
-                note = functools.partial(workdir.note_machine, place, setting.versions, setting.hardware)
+                note = functools.partial(_note, setting, place)
                 trainer.train(run, place, data_dir=data_dir, began=note, **given)
             except DivergedError as error:
                 how = {"precision": given.get("precision", "float32"), "version": gated_resnext.__version__}
@@ -135,6 +135,10 @@ def write(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome],
 
 def _place(folder: pathlib.Path, experiment: Experiment, run: Run) -> pathlib.Path:
     return folder / experiment.key / f"{run.entry}-{run.seed}"
+
+
+def _note(setting: Setting, place: pathlib.Path, devices: str) -> None:
+    workdir.note_machine(place, setting.versions, setting.hardware or versions.hardware(devices))
 
 
 def _forget() -> None:

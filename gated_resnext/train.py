@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
         run,
         folder,
         data_dir=DATA_DIR.value,
-        began=lambda: workdir.note_machine(folder, versions.of_training(), versions.hardware()),
+        began=lambda devices: workdir.note_machine(folder, versions.of_training(), versions.hardware(devices)),
         **options,
     )
     if not _writes(options["scope"]):
@@ -145,8 +145,9 @@ def _check_backend(dataset: str) -> None:
 
     if keras.backend.backend() == "jax" and dataset not in DATASETS:
         raise errors.UserError(
-            f"under JAX a network is trained on what gated_resnext.pack wrote of {', '.join(DATASETS)}; for any other "
-            "--dataset and --image_folder set KERAS_BACKEND=tensorflow"
+            "under JAX a network is trained on what gated_resnext.pack wrote of "
+            f"{', '.join(name for name, info in DATASETS.items() if not info.streamed)}; for any other --dataset and "
+            "--image_folder set KERAS_BACKEND=tensorflow"
         )
 
 

@@ -54,7 +54,7 @@ def train(
     remat: bool = False,
     on_nan: str = "stop",
     checkpoint_s: float = 60.0,
-    began: Callable[[], None] | None = None,
+    began: Callable[[str], None] | None = None,
     on_round: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Trains, or goes on training, and evaluates.
@@ -74,7 +74,8 @@ def train(
         on_nan: what a loss that is not finite does: "stop", or "rollback" to the newest checkpoint and on from there
             at half the rate until the end of the phase.
         checkpoint_s: seconds of work that may be lost.
-        began: called before the first step, once nothing is left to be refused; not where no step is left.
+        began: called with what trains, such as "the CPU", before the first step, once nothing is left to be refused;
+            not where no step is left.
         on_round: called with every new row of `metrics.jsonl`; of several workers, in the first.
 
     Returns:
@@ -202,7 +203,7 @@ class _Training:
 
     def run_phases(
         self,
-        began: Callable[[], None] | None = None,
+        began: Callable[[str], None] | None = None,
         on_round: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
         """All that is left of the schedule, then the evaluation."""
@@ -212,7 +213,7 @@ class _Training:
         if self.place.phase < len(self.schedule):
             self.progress.say(self._on_what())
             if began and self.chief:
-                began()
+                began(self.engine.devices)
         while self.place.phase < len(self.schedule):
             phase, steps = self.run.recipe.phases[self.place.phase], self.schedule[self.place.phase]
             fresh = self.place.round == self.place.steps == 0

@@ -34,6 +34,11 @@ def of_training() -> str:
     return ", ".join([f"gated_resnext {gated_resnext.__version__}", *found, f"Python {platform.python_version()}"])
 
 
-def hardware() -> str:
-    """This machine, as far as Python knows it, as text."""
-    return f"{os.cpu_count()} CPU cores, {platform.system()} {platform.machine()}"
+def hardware(devices: str = "") -> str:
+    """This machine, as far as Python knows it, as text.
+
+    Args:
+        devices: what trains, as an engine tells it.
+    """
+    parts = [f"{os.cpu_count()} CPU cores", f"{platform.system()} {platform.machine()}"]
+    return ", ".join([devices, *parts] if devices and "the CPU" not in devices else parts)

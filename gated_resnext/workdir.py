@@ -181,7 +181,7 @@ def check(run: Run, workdir: pathlib.Path, *, choose: str = "--workdir") -> None
     """Finds that the workdir is this run's, or that nothing is in it; else tells to choose another."""
     if (workdir / "run.json").is_file():
         found = Run.read(workdir)
-        if all(one.dataset.startswith(FOLDER) for one in (found, run)):  # it may have moved: its checkpoints tell
+        if run.dataset.startswith(FOLDER) and _is_gone(found.dataset):  # it moved; the checkpoints know its files
             found = dataclasses.replace(found, dataset=run.dataset)
         if found != run:
             differing = [
@@ -201,6 +201,11 @@ def check(run: Run, workdir: pathlib.Path, *, choose: str = "--workdir") -> None
         return
     if workdir.is_dir() and any(not path.name.startswith(".") for path in workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run; choose another {choose}")
+
+
+def _is_gone(dataset: str) -> bool:
+    """Whether it is a folder that is not there any more."""
+    return dataset.startswith(FOLDER) and not pathlib.Path(dataset.removeprefix(FOLDER)).exists()
 
 
 @contextlib.contextmanager

@@ -318,11 +318,15 @@ def test_what_is_no_image_and_what_has_no_block_is_said():
         prune(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)], name="plain"))
 
 
+class OfOnesOwn(keras.layers.Conv2D):
+    """A class that Keras has not been told of."""
+
+
 def test_freeze_and_prune_take_blocks_and_branches_in_one_model():
     inputs = keras.Input(SHAPE[1:])
     x = GatedDenseBlock(3, GROWTH, 1, transition=4, transition_fan_in=1, seed=0, name="dense")(inputs)
     y = GatedBranches([keras.layers.Conv2D(4, 1) for _ in range(3)], name="one")(x)
-    y = GatedBranches([keras.layers.Conv2D(4, 1) for _ in range(2)], sources=((1,), (1,)), name="two")(y)
+    y = GatedBranches([OfOnesOwn(4, 1) for _ in range(2)], sources=((1,), (1,)), name="two")(y)
     model = keras.Model(inputs, keras.layers.Average()(y))
     for fixed, kept in ((gated_resnext.freeze(model), 3), (gated_resnext.prune(model), 1)):
         np.testing.assert_allclose(fixed(images()), model(images()), rtol=1e-5, atol=1e-6)

@@ -79,6 +79,10 @@ def test_networks_of_one_name_from_one_place_are_all_drawn(trained, tmp_path, mo
     monkeypatch.chdir(tmp_path)  # where the workdir is called as the entry is
     said = pictures.draw("active", [Subject.of_workdir(K1), Subject.of_entry(K1)], tmp_path / "active.svg")
     assert [line.partition(": ")[0] for line in said.splitlines()] == [K1, f"{K1} (2)"]
+    shutil.copytree(trained, tmp_path / f"{K1} (2)")
+    subjects = [Subject.of_workdir(f"{K1} (2)"), Subject.of_workdir(K1), Subject.of_workdir(K1)]
+    said = pictures.draw("curves", subjects, tmp_path / "curves.svg")
+    assert [line.partition(": ")[0] for line in said.splitlines()] == [f"{K1} (2)", K1, f"{K1} (3)"]
 
 
 def test_gates_of_a_training_as_a_page_and_as_a_gif(trained, tmp_path):

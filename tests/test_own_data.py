@@ -289,10 +289,14 @@ def test_the_folder_may_have_moved(copied):
 def test_a_folder_with_other_images_is_not_the_one_that_moved(copied):
     images, workdir = copied
     before = files.read_json(workdir / "run.json")
-    other = shutil.copytree(images, images.parent / "other")
-    remove(other)
+    place = shutil.copytree(images, images.parent / "other")
+    other = dataclasses.replace(Run.read(workdir), dataset=f"{FOLDER}{place}")
+    with pytest.raises(UserError, match="belongs to another run .dataset is folder:.* there and folder:.*other here"):
+        trainer.train(other, workdir)  # equal as they are: the first is still there
+    remove(place)
+    shutil.rmtree(images)
     with pytest.raises(UserError, match="began with other images of folder:.*choose another --workdir"):
-        trainer.train(dataclasses.replace(Run.read(workdir), dataset=f"{FOLDER}{other}"), workdir)
+        trainer.train(other, workdir)
     assert files.read_json(workdir / "run.json") == before
 
 

@@ -1,4 +1,6 @@
+import io
 import re
+import sys
 import types
 
 import pytest
@@ -27,6 +29,15 @@ def terminal(monkeypatch):
     """Standard output counts as a terminal."""
     stdout = types.SimpleNamespace(isatty=lambda: True)
     monkeypatch.setattr(progress, "sys", types.SimpleNamespace(stdout=stdout))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_that_cannot_be_printed_are_told_all_the_same(monkeypatch, encoding):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    Progress(1, 1, 64).say("images of folder:/data/caf\udce9")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"images of folder:/data/caf\\udce9\n"
 
 
 def test_nothing_is_known_before_the_first_step():

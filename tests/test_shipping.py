@@ -68,7 +68,8 @@ def test_pixels_that_are_no_bytes_are_refused(pixels, tmp_path):
 
 
 def test_a_served_network_without_the_signature_of_pictures_says_so(tmp_path):
-    said = "without preprocessing= it has no signature encoded_images, which takes picture files"
+    said = "It has no signature encoded_images, which takes picture files: nobody told how they become pixels (preproce"
+    said += "ssing=)"
     assert said in ship(network(), tmp_path / "net", formats=["saved_model"]).notes
     given = {"preprocessing": Preprocessing(SHAPE, 8), "formats": ["saved_model"]}
     assert said not in ship(network(), tmp_path / "net", **given).notes

@@ -171,8 +171,10 @@ def test_what_trains_and_on_what_is_told_first(digits_dir, tmp_path, capsys, mon
         assert first == f"Training on {cpu}: 10 classes, 1,437 training and 360 test images of optical_digits"
 
 
-def test_replicas_are_told():
+def test_replicas_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "DRIVER", tmp_path / "missing")
     engine = TensorFlowEngine(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+    engine.on_cpu = True
     assert engine.devices == "2 replicas, each on the CPU"
 
 

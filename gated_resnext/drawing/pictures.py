@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -88,10 +89,9 @@ def _named(subjects: Sequence[Subject]) -> dict[str, Subject]:
     often = collections.Counter(subject.name for subject in subjects)
     found: dict[str, Subject] = {}
     for subject in subjects:
-        name = place = subject.name if often[subject.name] == 1 else subject.place
-        while name in found:
-            name = f"{place} ({len(found) + 1})"
-        found[name] = subject
+        place = subject.name if often[subject.name] == 1 else subject.place
+        names = itertools.chain([place], (f"{place} ({number})" for number in itertools.count(2)))
+        found[next(name for name in names if name not in found)] = subject
     return found
 
 
