@@ -18,6 +18,8 @@ from gated_resnext.experiments import Experiment, Row
 from gated_resnext.recipes import Recipe
 from zoo.entries import Paper
 
+# Schedules of the paper, which trained on so many GPUs, each with statistics of its own (Appendix E).
+PAPERS, GPUS = ("cifar", "mini_imagenet", "imagenet"), 8
 # Wirings drawn for the active blocks that Fixed-Random has on average.
 DRAWN = 100
 
@@ -226,6 +228,7 @@ def _header(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome
         f"- runs: {len(outcomes)} of {runs} ended; {seeds}",
         f"- data: {experiment.dataset}{images}",
         f"- schedule: {recipe.name}, batches of {recipe.batch_size}: {phases}",
+        *_batch_norm(setting, outcomes),
         f"- versions: {_of_all('versions', setting.versions, outcomes)}",
         *_trained_by(setting, outcomes),
         f"- hardware: {_of_all('hardware', setting.hardware, outcomes)}{f', {precision}' if precision else ''}",
@@ -233,6 +236,17 @@ def _header(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome
         "seeds, the deviation being that of a sample (n - 1), and blank for one seed",
         "- parameters: gates not counted; pruned: without unused blocks, mean over the seeds",
     ]
+
+
+def _batch_norm(setting: Setting, outcomes: Sequence[Outcome]) -> list[str]:
+    """Of how many images its statistics are, beside the paper's, where the schedule is one of the paper."""
+    recipe = setting.recipe
+    if setting.whole.name not in PAPERS:
+        return []
+    found = sorted({one.result.get("batch_norm_images", recipe.batch_size) for one in outcomes if one.result})
+    images = " or ".join(map(str, found or [recipe.batch_size]))
+    theirs = setting.whole.batch_size // GPUS
+    return [f"- batch norm: statistics of {images} images; the paper's are of {theirs} (docs/deviations.md, row 25)"]
 
 
 def _of_all(name: str, ours: str, outcomes: Sequence[Outcome]) -> str:

@@ -217,6 +217,7 @@ def test_the_header_tells_command_data_schedule_versions_and_hardware():
         "- runs: 12 of 64 ended; seeds 0 to 3\n",
         "- data: cifar10, 10,000 test images\n",
         "- schedule: cifar, gates at 5, batches of 128: 60 epochs at rate 0.1, gates at 5; 50 epochs at rate 0.1; ",
+        "- batch norm: statistics of 128 images; the paper's are of 16 (docs/deviations.md, row 25)\n",
         f"- versions: {VERSIONS}\n",
         "- hardware: an abacus, float32\n",
         "that of a sample (n - 1), and blank for one seed",
