@@ -701,12 +701,13 @@ SINGLE = {
     "strategy": ["gpu", "", "Auto", "tpu", "multi_worker", "mirrored,tpu"],
     "on_nan": ["go", "", "STOP"],
     "checkpoint_seconds": ["-1", "abc", "", "nan"],
+    "batch_size": ["0", "-1", "abc", "1.5", "", "1441"],
     "sync_batch_norm": ["maybe", "2", ""],
     "precision": ["half", "", "float64", "FLOAT32"],
     "remat": ["maybe"],
     "workdir": ["file", "file/run", "run", "photos", "broken", "quick.json"],
     "data_dir": ["file", "file/data"],
-    "architecture": ['{"depth": 29}', "{", "missing.json"],
+    "architecture": ['{"depth": 28}', '{"classes": 3}', "{", "missing.json"],
     "nonsense": ["1"],
 }
 OWN = {

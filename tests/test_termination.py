@@ -91,7 +91,7 @@ def test_a_second_training_on_a_workdir_is_refused_and_changes_nothing(commands)
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert re.fullmatch(
         rf"error: another training \(process {found['first']} on \S+\) is at work in {folder}; wait for it or choose "
-        "another --workdir",
+        "another folder",
         line,
     )
     assert "Traceback" not in errors
