@@ -1,4 +1,4 @@
-"""What benchmarks share: the machine and its limits, ratios, and where their tables go."""
+"""What benchmarks share: the machine and its limits, and where their tables go."""
 
 from __future__ import annotations
 

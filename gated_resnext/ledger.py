@@ -13,13 +13,14 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from gated_resnext import versions
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.experiments import Experiment, Row
 from gated_resnext.recipes import Recipe
 from zoo.entries import Paper
 
-# Schedules of the paper, which trained on so many GPUs, each with statistics of its own (Appendix E).
-PAPERS, GPUS = ("cifar", "mini_imagenet", "imagenet"), 8
+# Data sets of the paper, which trained on so many GPUs, each with statistics of its own (Appendix E).
+PAPERS, GPUS = ("cifar10", "cifar100", "mini_imagenet", "imagenet2012"), 8
 # Wirings drawn for the active blocks that Fixed-Random has on average.
 DRAWN = 100
 
@@ -221,6 +222,7 @@ def _header(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome
     tested = {one.result["test_images"] for one in outcomes if one.result}
     images = f", {tested.pop():,} test images" if len(tested) == 1 else ""
     precision = " ".join(sorted({one.result.get("precision", "float32") for one in outcomes if one.result}))
+    hardware = _of_all("hardware", setting.hardware or versions.hardware(), outcomes)
     runs = len(experiment.rows) * setting.seeds
     seeds = "seed 0" if setting.seeds == 1 else f"seeds 0 to {setting.seeds - 1}"
     return [
@@ -228,20 +230,20 @@ def _header(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome
         f"- runs: {len(outcomes)} of {runs} ended; {seeds}",
         f"- data: {experiment.dataset}{images}",
         f"- schedule: {recipe.name}, batches of {recipe.batch_size}: {phases}",
-        *_batch_norm(setting, outcomes),
+        *_batch_norm(experiment, setting, outcomes),
         f"- versions: {_of_all('versions', setting.versions, outcomes)}",
         *_trained_by(setting, outcomes),
-        f"- hardware: {_of_all('hardware', setting.hardware, outcomes)}{f', {precision}' if precision else ''}",
+        f"- hardware: {hardware}{f', {precision}' if precision else ''}",
         "- top-1: in percent, of the weights at the end of the schedule: best (mean ± standard deviation) of the "
         "seeds, the deviation being that of a sample (n - 1), and blank for one seed",
         "- parameters: gates not counted; pruned: without unused blocks, mean over the seeds",
     ]
 
 
-def _batch_norm(setting: Setting, outcomes: Sequence[Outcome]) -> list[str]:
-    """Of how many images its statistics are, beside the paper's, where the schedule is one of the paper."""
+def _batch_norm(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome]) -> list[str]:
+    """Of how many images its statistics are, beside the paper's, where it is a data set of the paper."""
     recipe = setting.recipe
-    if setting.whole.name not in PAPERS:
+    if experiment.dataset not in PAPERS:
         return []
     found = sorted({one.result.get("batch_norm_images", recipe.batch_size) for one in outcomes if one.result})
     images = " or ".join(map(str, found or [recipe.batch_size]))

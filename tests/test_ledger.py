@@ -225,6 +225,17 @@ def test_the_header_tells_command_data_schedule_versions_and_hardware():
         assert part in text, part
 
 
+def test_before_a_run_ended_well_the_header_names_this_machine():
+    text = ledger.markdown(TABLE, SETTING._replace(hardware=""), [Outcome(FULL, 0, None, diverged=7)])
+    assert re.search(r"^- hardware: \d+ CPU cores, \w+", text, re.MULTILINE)
+
+
+def test_a_data_set_that_is_not_the_papers_has_no_batch_norm_of_the_papers():
+    digits, recipe = experiments.table(3, "optical_digits"), RECIPES["digits"]
+    text = ledger.markdown(digits, SETTING._replace(recipe=recipe, whole=recipe), [])
+    assert "batch norm" not in text and "batch norm: " in ledger.markdown(TABLE, SETTING, [])
+
+
 def test_a_diverged_run_is_a_result():
     how = {"precision": "mixed_float16", "backend": "jax", "version": "0.2.0"}
     outcomes = [Outcome(FULL, 0, None, diverged=7), outcome(FULL, 1, 90.0), Outcome(K4, 0, None, diverged=12, how=how)]
