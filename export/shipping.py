@@ -207,7 +207,7 @@ def _check_versions(output: pathlib.Path, shape: tuple[int, ...], classes: int, 
     if other:
         raise UserError(
             f"{newest} is of {other}, and its clients would be given this network: choose another --output, or say "
-            "--replace"
+            "--replace (in Python replace=True)"
         )
 
 
