@@ -26,6 +26,9 @@ def freeze(model: keras.Model) -> keras.Model:
     Returns:
         A new model with the same function and weights, not compiled; the blocks have no rows any more for what is not
         read.
+
+    Raises:
+        ValueError: if there is no such block, or it was not built.
     """
     return _rewired(model, lambda wiring: (wiring, range(1, wiring.layers + 1)))
 

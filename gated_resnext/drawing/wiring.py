@@ -181,11 +181,16 @@ def _edges(
         if real_gates is not None:
             dark = (real_gates[module - 1][reader, source] - lowest) / max(highest - lowest, 1e-12)
         inner.add(rows[module - 1][source] + half, rows[module][reader] - half, used[module][reader], dark)
-    if len(inner.points) > MOST_LINES:
+    if _is_woven(wiring):
         _weave(axes, number, inner, places)
     else:
         outer.add(inner.points[:, 0], inner.points[:, 1], inner.used, inner.dark)
     _draw_lines(axes, number, outer, max(blocks))
+
+
+def _is_woven(wiring: Connectivity) -> bool:
+    """Whether it has too many edges for a line each."""
+    return sum(len(inputs) for module in wiring.sources for inputs in module) > MOST_LINES
 
 
 def _draw_lines(axes: Axes, number: int, lines: _Lines, max_blocks: int) -> None:
@@ -270,7 +275,7 @@ def _legend(axes: Axes, y: float, real_gates: Sequence[np.ndarray] | None, wirin
         x += 0.95
     if real_gates is not None:
         lowest, highest = _range(real_gates, wiring)
-        if sum(len(inputs) for module in wiring.sources for inputs in module) > MOST_LINES:
+        if _is_woven(wiring):
             axes.text(x, y, "darker: more edges, and larger real gates", va="center", size=9)
             return
         axes.text(x, y, f"real gate {lowest:.3g}", va="center", size=9)
