@@ -1,18 +1,32 @@
-"""Bad input in bulk: whatever a user can cause ends in a UserError or in one line, and never in wrong values.
+"""Bad input in bulk: whatever a user can cause ends in a UserError, and never in wrong values.
 
 A case that its part of the library takes for good fails here too: what is nonsense must be refused.
 """
 
 import io
 import json
-import math
 import re
 import shutil
 
 import keras
+import nonsense
 import numpy as np
 import PIL.Image
 import pytest
+from nonsense import (
+    GOOD_RUN,
+    HUGE,
+    INF,
+    K1,
+    NAN,
+    RECIPE,
+    SMALL,
+    assert_none,
+    named,
+    not_refused,
+    variants,
+    without_each,
+)
 
 import gated_resnext
 from gated_resnext import files, own_data, recipes, zoo
@@ -25,56 +39,6 @@ from gated_resnext.errors import UserError
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.sources import FolderSource
 from gated_resnext.workdir import Run
-
-K1 = "digits_11_4_4_k1"
-NAN, INF, HUGE = math.nan, math.inf, 10**400
-SMALL = {
-    "depth": 8, "width": 2, "cardinality": 3, "fan_in": 1, "stem_filters": 4, "filters": 8, "stages": [1, 1],
-}  # fmt: skip
-RECIPE = {
-    "name": "quick",
-    "phases": [{"epochs": 1, "learning_rate": 0.1, "gate_learning_rate": 0.2}, {"epochs": 1, "learning_rate": 0.1}],
-    "batch_size": 8,
-    "weight_decay": 1e-4,
-    "crop": "resized",
-}
-
-
-def variants(good, bad):
-    """The good object with one field at a time set to each of its bad values, by a name that tells which."""
-    for field, values in bad.items():
-        for number, value in enumerate(values):
-            yield f"{field} {number}: {str(value)[:40]}", {**good, field: value}
-
-
-def without_each(good):
-    for field in good:
-        yield f"no {field}", {name: value for name, value in good.items() if name != field}
-
-
-def not_refused(cases, attempt, refusal=UserError):
-    """The cases that `attempt` takes for good, or that end in another exception: by name, what happened."""
-    wrong = {}
-    for name, case in cases.items():
-        try:
-            attempt(case)
-        except refusal as error:
-            if not str(error):
-                wrong[name] = "refused without a word"
-        except Exception as error:
-            wrong[name] = repr(error)[:200]
-        else:
-            wrong[name] = "taken for good"
-    return wrong
-
-
-def assert_none(wrong):
-    assert not wrong, "\n".join([f"{len(wrong)} cases:", *(f"{name}: {what}" for name, what in wrong.items())])
-
-
-def named(cases):
-    return {f"{number}: {str(case)[:40]!r}": case for number, case in enumerate(cases)}
-
 
 # Files that hold no JSON, or no object
 
@@ -161,17 +125,7 @@ BAD_SCALES = [0.0, -1.0, NAN, INF, -INF, 1e308, -0.0]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with a good recipe, a folder of images, and things by the names of others."""
-    folder = tmp_path_factory.mktemp("place")
-    (folder / "folder.json").mkdir()
-    (folder / "loop.json").symlink_to("loop.json")
-    (folder / "file").write_text("precious")
-    (folder / "quick.json").write_text(json.dumps(RECIPE))
-    for label in "abc":
-        (folder / "photos" / label).mkdir(parents=True)
-        for number in range(10):
-            PIL.Image.new("RGB", (9, 9), (number, 0, 0)).save(folder / "photos" / label / f"{number}.png")
-    return folder
+    return nonsense.place(tmp_path_factory.mktemp("place"))
 
 
 def test_the_good_recipe_is_one(place):
@@ -366,7 +320,6 @@ def test_cards_that_are_no_json_object_are_refused(zoo_folder):
 
 # The description of a run
 
-GOOD_RUN = Run.of(K1, recipes.RECIPES["digits"], seed=0).to_dict()
 WIRING, OTHER = (Connectivity.random(3, 4, fan_in, seed=0) for fan_in in (1, 2))
 GIVEN_RUN = Run.of(K1, recipes.RECIPES["digits"], seed=0).with_wiring(WIRING).to_dict()
 BAD_RUNS = dict(
@@ -629,268 +582,10 @@ def test_damaged_images_are_named_or_can_be_trained_on(tmp_path):
     assert sum(len(y) for _, y in images.test()) == len(images)
 
 
-# Commands, all in one process: each runs up to the first step of its training
-
-HARNESS = """
-import contextlib, importlib, io, json, os, sys, traceback
-from absl import flags
-from gated_resnext import errors, loop, trainer
-
-class Started(BaseException):
-    pass
-
-def started(*args, **kwargs):
-    raise Started
-
-shallow = trainer._Training.run_phases
-loop.Loop.train = started
-own, mains = {}, {}
-commands = "train", "draw", "publish", "evaluate"
-for module in (*(f"gated_resnext.{command}" for command in commands), "export.prune_and_save"):
-    mains[module] = importlib.import_module(module).main
-    own[module] = {flag.name: flag for flag in flags.FLAGS.flags_by_module_dict()[module]}
-    for name in own[module]:
-        delattr(flags.FLAGS, name)
-report = {}
-for name, (module, arguments, deep, environment) in json.load(open(sys.argv[1])).items():
-    trainer._Training.run_phases = shallow if deep else started
-    for flag in own[module].values():
-        flag.unparse()
-        flags.FLAGS[flag.name] = flag
-    flags.FLAGS.unparse_flags()
-    out, err = io.StringIO(), io.StringIO()
-    argv, before, sys.argv = sys.argv, dict(os.environ), [module, *arguments]
-    os.environ.update(environment)
-    status, raised = None, ""
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            errors.run(mains[module])
-        except SystemExit as exit:
-            status = exit.code
-        except Started:
-            raised = "a training started"
-        except BaseException:
-            raised = traceback.format_exc()
-    sys.argv = argv
-    os.environ.clear()
-    os.environ.update(before)
-    for flag in own[module]:
-        delattr(flags.FLAGS, flag)
-    report[name] = [status, raised, out.getvalue(), err.getvalue()]
-json.dump(report, open(sys.argv[2], "w"))
-"""
-TRAIN, DRAW, PUBLISH = "gated_resnext.train", "gated_resnext.draw", "gated_resnext.publish"
-EXPORT, EVALUATE = "export.prune_and_save", "gated_resnext.evaluate"
-# Where the harness runs: photos/ is a folder of images, quick.json a recipe for it, run/ the workdir of another run.
-PHOTOS = ["--image_folder=photos", "--recipe=quick.json"]
-SINGLE = {
-    "entry": ["digits", " ", "x" * 10_000, "../zoo", "digits_11_4_4_k1 ", "größe", "None", "*", "\n", K1.upper()],
-    "recipe": [
-        "adam",
-        "missing.json",
-        "folder.json",
-        "loop.json",
-        "quick",
-        "cifar,digits",
-        "file",
-        " ",
-        "~/nowhere.json",
-    ],
-    "epochs_scale": ["0", "-1", "nan", "inf", "-inf", "abc", "", "1e308", "1e999", "0,5", "½", "1e-400"],
-    "seed": ["-1", "abc", "1.5", "", "1e3", "nan"],
-    "strategy": ["gpu", "", "Auto", "tpu", "multi_worker", "mirrored,tpu"],
-    "on_nan": ["go", "", "STOP"],
-    "checkpoint_seconds": ["-1", "abc", "", "nan"],
-    "batch_size": ["0", "-1", "abc", "1.5", "", "1441"],
-    "sync_batch_norm": ["maybe", "2", ""],
-    "precision": ["half", "", "float64", "FLOAT32"],
-    "remat": ["maybe"],
-    "workdir": ["file", "file/run", "run", "photos", "broken", "quick.json"],
-    "data_dir": ["file", "file/data"],
-    "architecture": ['{"depth": 28}', '{"classes": 3}', "{", "missing.json"],
-    "nonsense": ["1"],
-}
-OWN = {
-    "architecture": [
-        "{", "[]", "5", "null", "true", '"depth"', "[1, 2]", "{'depth': 20}", '{"depth": 20,}', "depth=20", "NaN",
-        " ",
-        "missing.json", "folder.json", "loop.json", "binary.json", "deep.json", "digits.json", "quick.json",
-        "[" * 100_000,
-        '{"width": ' + "9" * 5_000 + "}", '{"width": 1e3}', '{"width": NaN}', '{"width": Infinity}', '{"width": -4}',
-        '{"classes": 2}', '{"depth": 21}', '{"fan_in": 9}', '{"stages": [1.0, 5.0]}', '{"widht": 4}', "\ud800",
-        '{"input_shape": [32, 32, 2]}',
-    ],
-    "entry": ["digits", "../zoo"],
-    "recipe": ["cifar", "photos", "adam", "broken.json", "folder.json", "plain.json"],
-    "epochs_scale": ["0", "nan", "1e308"],
-    "dataset": ["optical_digits", "nope"],
-    "strategy": ["gpu"],
-}  # fmt: skip
-FOLDERS = ["missing", "file", "run", "one", "none", "untested", "missing/\udcff", " ", "x" * 300, "broken_images"]
-DATASETS = ["nope", " ", "../x", "two words", "nope/config", "nope:1.0.0", "folder:", "folder:missing", "folder:file"]
-DATASETS += ["optical_digits:9.9.9", "optical_digits/config", "x" * 300, "größe", "FOLDER:photos"]
-TF_CONFIGS = ["{", "[]", "null", "5", '"x"', '{"cluster": 5}', '{"cluster": []}', '{"cluster": {"worker": 5}}']
-TF_CONFIGS += ['{"cluster": null}', "\x00x"[1:], '{"cluster": {"chief": true}}']
-RESULTS = {
-    "no connectivity": {"entry": K1},
-    "a list": [],
-    "null": None,
-    "a number": 5,
-    "another wiring": {"entry": K1, "connectivity": {"first": 2, "sources": []}},
-    "no wiring": {"entry": K1, "connectivity": {"first": 2}},
-    "endless wiring": {"entry": K1, "connectivity": {"first": INF, "sources": []}},
-    "text for a wiring": {"entry": K1, "connectivity": "full"},
-}
-# In the network, where the numbers are good ones but no machine has the memory or no library the type.
-DEEP = {
-    "width of 10**13": [*PHOTOS, '--architecture={"width": 10000000000000}'],
-    "width of 10**30": [*PHOTOS, f'--architecture={{"width": 1{"0" * 30}}}'],
-    "padding of 10**30": [f"--entry={K1}", "--recipe=padded.json"],
-    "test images of 10**30": ["--image_folder=photos", "--recipe=resized.json"],
-    "seed of 2**63": [*PHOTOS, f"--seed={2**63}"],
-    "seed of 10**30": [f"--entry={K1}", f"--seed={10**30}"],
-    "broken images": ["--image_folder=broken_images", "--recipe=quick.json"],
-}
-
-
-def cases():
-    """By name: module, arguments, whether to build the network, environment."""
-    result = {}
-
-    def add(module, name, *arguments, deep=False, **environment):
-        result[f"{module.split('.')[1]} {name}"[:80]] = (module, list(arguments), deep, environment)
-
-    for flag, values in SINGLE.items():
-        for number, value in enumerate(values):
-            recipe = [] if flag == "recipe" else ["--recipe=digits"]
-            add(TRAIN, f"--{flag} {number}: {value[:30]!r}", f"--{flag}={value}", *recipe)
-    for flag, values in OWN.items():
-        for number, value in enumerate(values):
-            add(TRAIN, f"own --{flag} {number}: {value[:30]!r}", *PHOTOS, f"--{flag}={value}")
-    for folder in FOLDERS:
-        deep = folder == "broken_images"
-        add(TRAIN, f"folder {folder[:30]!r}", f"--image_folder={folder}", "--recipe=quick.json", deep=deep)
-    for name in DATASETS:
-        add(TRAIN, f"dataset {name[:30]!r}", f"--dataset={name}", "--recipe=quick.json")
-    for number, text in enumerate(TF_CONFIGS):
-        add(TRAIN, f"TF_CONFIG {number}", "--strategy=multi_worker", TF_CONFIG=text)
-    for stray in ("x", "--", "-x", "--entr=x", "--seed", "---", "=", "--=", "--entry", "run"):
-        add(TRAIN, f"stray {stray}", stray, *(["x"] if stray == "--" else []))
-    for name, arguments in DEEP.items():
-        add(TRAIN, name, *arguments, deep=True)
-    add(TRAIN, "a batch larger than the folder", "--image_folder=photos")
-    for module in (DRAW, EXPORT, EVALUATE):
-        add(module, "nothing")
-        add(module, "both", f"--entry={K1}", "--workdir=run")
-        add(module, "unknown", "--entry=digits")
-        add(module, "unpublished", "--entry=cifar100_29_64_8_k1")
-        for folder in ("missing", "file", "photos", "run", "broken"):
-            add(module, f"workdir {folder}", f"--workdir={folder}")
-        for run in BAD_WORKDIRS:
-            add(module, run, f"--workdir=workdirs/{run}", "--output=out.svg")
-    for flags in (["--entry="], ["--workdir="], [f"--entry={K1}", "--output="]):
-        add(EXPORT, f"empty {flags[-1]}", *flags)
-    for result_ in RESULTS:
-        add(DRAW, f"result {result_}", f"--workdir=results/{result_}")
-    add(DRAW, "output folder", f"--entry={K1}", "--output=photos")
-    add(DRAW, "output a folder of a good name", f"--entry={K1}", "--output=pictures.svg")
-    add(DRAW, "output below a file", f"--entry={K1}", "--output=file/x.svg")
-    for what in ("", "Wiring", "wiring,gates", "all"):
-        add(DRAW, f"what {what}", f"--entry={K1}", f"--what={what}")
-    for what in ("wiring", "active", "gates", "curves"):
-        for name in ("x.pdf", "x", ".svg", "", "x.svgz", "x.html.txt"):
-            add(DRAW, f"{what} as {name}", f"--entry={K1}", f"--what={what}", f"--output={name}")
-        for name in (RESULTS if what == "active" else ["no connectivity"]) if what != "wiring" else []:
-            add(DRAW, f"{what} of result {name}", f"--what={what}", f"--workdir=results/{name}")
-        add(DRAW, f"{what} of nothing", f"--what={what}")
-        add(DRAW, f"{what} of what is not there", f"--what={what}", f"--workdir=missing,{K1}", f"--entry={K1},nope")
-    add(DRAW, "wiring as gif", f"--entry={K1}", "--output=x.gif")
-    add(DRAW, "gates of the zoo", f"--entry={K1}", "--what=gates")
-    add(DRAW, "gates of two", "--workdir=run,run", "--what=gates")
-    add(DRAW, "active of two cardinalities", f"--entry={K1},cifar10_20_4_8_k1", "--what=active")
-    for number, value in enumerate(["", "onnx", "tflite,onnx", " ", ",", "SAVED_MODEL"]):
-        add(EXPORT, f"formats {number}: {value}", f"--entry={K1}", f"--formats={value}")
-    add(EXPORT, "images", f"--entry={K1}", "--images=-1")
-    add(EXPORT, "drop", f"--entry={K1}", "--max_top1_drop=abc")
-    add(EXPORT, "output below a file", f"--entry={K1}", "--output=file", "--noise")
-    for number, name in enumerate(DATASETS):
-        add(EVALUATE, f"dataset {number}", f"--entry={K1}", f"--dataset={name}")
-    for number, folder in enumerate(FOLDERS):
-        add(EVALUATE, f"folder {number}", f"--entry={K1}", f"--image_folder={folder}")
-    for flag in ("--split=val", "--images=0", "--bins=0", "--white=x", "--output=file/x", "--output= ", "--dataset="):
-        add(EVALUATE, flag, f"--entry={K1}", flag)
-    for folder in ("missing", "file", "photos", "run", "quick.json", ""):
-        add(EVALUATE, f"saved_model {folder}", f"--saved_model={folder}")
-    add(PUBLISH, "nothing")
-    add(PUBLISH, "no hardware", "--workdir=run")
-    for folder in ("missing", "file", "run", "broken", "photos"):
-        add(PUBLISH, f"workdir {folder}", f"--workdir={folder}", "--hardware=x", "--zoo=photos")
-    return result
-
-
-BAD_WORKDIRS = ["run a number for a name", "run no wiring", "run seed", "run no dataset"]
-BROKEN = dict(
-    zip(
-        BAD_WORKDIRS,
-        ({"entry": 5}, {"wiring": "some"}, {"seed": INF}, {"dataset": None}),
-        strict=True,
-    )
-)
-COMMANDS = cases()
-
-
-@pytest.fixture(scope="module")
-def reported(place, run_python, tmp_path_factory):
-    """What every command said, run in a copy of the place."""
-    folder = shutil.copytree(place, tmp_path_factory.mktemp("commands") / "place", symlinks=True)
-    (folder / "binary.json").write_bytes(bytes(range(256)))
-    (folder / "deep.json").write_bytes(b"[" * 100_000)
-    (folder / "digits.json").write_bytes(b'{"width": ' + b"9" * 5_000 + b"}")
-    (folder / "broken.json").write_text(json.dumps({**RECIPE, "batch_size": "8"}))
-    (folder / "plain.json").write_text(json.dumps({**RECIPE, "crop": "pad"}))
-    (folder / "padded.json").write_text(json.dumps({**RECIPE, "crop": "pad", "pad": 10**30}))
-    (folder / "resized.json").write_text(json.dumps({**RECIPE, "test_resize": 10**30}))
-    files.write_json(folder / "run" / "run.json", {**GOOD_RUN, "entry": "another"})
-    (folder / "pictures.svg").mkdir()
-    (folder / "pictures.svg" / "kept").touch()
-    (folder / "broken").mkdir()
-    (folder / "broken" / "run.json").write_text("{")
-    shutil.copytree(folder / "photos", folder / "broken_images")
-    (folder / "broken_images" / "a" / "3.png").write_bytes(b"")
-    for name, labels in {"one": "a", "none": "", "untested": "ab"}.items():
-        for label in labels:
-            (folder / name / label).mkdir(parents=True)
-            shutil.copy(folder / "photos" / "a" / "0.png", folder / name / label)
-        (folder / name).mkdir(exist_ok=True)
-    for name, result in RESULTS.items():
-        files.write_json(folder / "results" / name / "run.json", GOOD_RUN)
-        (folder / "results" / name / "result.json").write_text(json.dumps(result))
-    for name, changes in BROKEN.items():
-        (folder / "workdirs" / name).mkdir(parents=True)
-        (folder / "workdirs" / name / "run.json").write_text(json.dumps({**GOOD_RUN, **changes}))
-        wiring = Connectivity.full(3, 4).to_dict()
-        files.write_json(folder / "workdirs" / name / "result.json", {"entry": K1, "connectivity": wiring})
-    (folder / "harness.py").write_text(HARNESS)
-    (folder / "cases.json").write_text(json.dumps(COMMANDS))
-    done = run_python("harness.py", "cases.json", "report.json", cwd=folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return files.read_json(folder / "report.json")
-
-
-def test_every_command_ends_in_one_line(reported):
-    wrong = {}
-    for name, (status, raised, out, err) in reported.items():
-        lines = [line for line in err.splitlines() if line.startswith("error: ")]
-        if raised or (status, len(lines)) != (1, 1) or "Traceback" in out + err or len(lines[0]) < 20:
-            wrong[name] = raised.strip().splitlines()[-1][:200] if raised else f"status {status}: {err[-200:]}"
-    assert_none(wrong)
-
-
-def test_there_are_1400_cases():
+def test_there_are_1000_cases():
     tables = [
         *(2 * [BAD_RECIPES]), BAD_RECIPE_NAMES, BAD_SCALES, *(2 * [BAD_ARCHITECTURES]), NO_FIELDS, BAD_WIRINGS,
         BAD_CARDS, BAD_RUNS, *(3 * [NO_OBJECT]), *(2 * [range(DAMAGES)]), range(NETWORK_DAMAGES),
-        *(4 * [NO_NETWORK]), range(PICTURES), COMMANDS,
+        *(4 * [NO_NETWORK]), range(PICTURES),
     ]  # fmt: skip
-    assert sum(map(len, tables)) >= 1400
-    assert len(COMMANDS) >= 200
+    assert sum(map(len, tables)) >= 1000
