@@ -13,7 +13,7 @@ from gated_resnext.datasets.table import DATASETS
 from gated_resnext.errors import UserError
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.recipes import RECIPES, Recipe
-from gated_resnext.workdir import Run, read_metrics, read_result
+from gated_resnext.workdir import NOT_RECORDED, Run, read_metrics, read_result, trained_on
 
 if TYPE_CHECKING:
     from gated_resnext.arrays import ArrayImages
@@ -25,7 +25,7 @@ ROUNDING = 0.005
 
 
 def publish(
-    workdir: pathlib.Path, folder: pathlib.Path, *, data_dir: str | os.PathLike[str] | None, hardware: str
+    workdir: pathlib.Path, folder: pathlib.Path, *, data_dir: str | os.PathLike[str] | None, hardware: str | None = None
 ) -> dict[str, Any]:
     """Writes `folder`/weights/<entry>.npz and `folder`/cards/<entry>.json.
 
@@ -35,14 +35,14 @@ def publish(
         workdir: a training that ended.
         folder: the zoo's.
         data_dir: folder of tensorflow-datasets, or of what `gated_resnext.pack` wrote.
-        hardware: what it was trained on.
+        hardware: what it was trained on; None for what the training wrote down of that.
 
     Returns:
         The card.
 
     Raises:
-        UserError: if the training has not ended, the folder is no zoo, or the network does not reach on these images
-            what its training measured.
+        UserError: if the training has not ended, or hardware is None and it does not say either, the folder is no zoo,
+            or the network does not reach on these images what its training measured.
     """
     run = Run.read(workdir)
     whole = RECIPES[DATASETS[zoo.entry(run.entry).dataset].recipe]
@@ -62,6 +62,10 @@ def publish(
             f"{folder} is no zoo: there is no entries.py in it; run this in a checkout or give --zoo=FOLDER"
         )
     result = read_result(workdir)
+    if hardware is None:
+        hardware = trained_on(workdir)["hardware"]
+    if hardware == NOT_RECORDED:
+        raise UserError(f"{workdir} does not say what it was trained on; give that by --hardware")
     model = zoo.load(run.entry, workdir / "model.keras")
     images = trained.images_for(trained.of_workdir(workdir), data_dir=data_dir)
     weights = model.weights_by_name()

@@ -1,6 +1,6 @@
 """Puts a finished training into the zoo: its weights and a card of what was measured.
 
-    python -m gated_resnext.publish --workdir=runs/digits_11_4_4_k1 --hardware="2 cores of an AMD EPYC"
+    python -m gated_resnext.publish --workdir=runs/digits_11_4_4_k1
 
 Writes zoo/cards/<entry>.json and zoo/weights/<entry>.npz of this checkout: as float16 where these reach the same top-1,
 else as float32.
@@ -18,7 +18,9 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training.",
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of tensorflow-datasets, or of gated_resnext.pack. Default: ~/tensorflow_datasets."
 )
-HARDWARE = flags.DEFINE_string("hardware", None, "What it was trained on, for the card.", required=True)
+HARDWARE = flags.DEFINE_string(
+    "hardware", None, "What it was trained on, for the card. Default: what the training wrote down of that."
+)
 ZOO = flags.DEFINE_string("zoo", "zoo", "Folder with cards/ and weights/.")
 
 

@@ -105,8 +105,8 @@ What follows is every network of the zoo and what a run of its whole schedule co
 again, it goes on where it stopped. The rows of one comparison share data set, schedule and seeds. The first command
 of a part trains all its rows with {SEEDS} seeds, as the paper did, and tables them; the others train and publish one
 network each, seed 0, in the workdir where the first one finds it. Each command writes the table with its own rows over
-that of the one before; a command given again brings its rows back without training. `HARDWARE` says what it was
-trained on.
+that of the one before; a command given again brings its rows back without training.
+
 Images are read from `~/tensorflow_datasets`, or from `--data_dir=FOLDER`. On a GPU add `--precision=mixed_bfloat16`;
 with JAX and without TensorFlow also set `KERAS_BACKEND=jax`, and give the folder that `python -m gated_resnext.pack`
 wrote, but for ImageNet, which is too large to be packed.
@@ -138,5 +138,5 @@ def _section(part: Part, names: list[str]) -> Iterator[str]:
         if not done(zoo.card(name)):
             workdir = f"runs/reproduce/{part.experiment.key}/{name}-0"
             yield f"python -m gated_resnext.train --entry={name} --workdir={workdir} &&"
-            yield f'  python -m gated_resnext.publish --workdir={workdir} --hardware="$HARDWARE"'
+            yield f"  python -m gated_resnext.publish --workdir={workdir}"
     yield "```"

@@ -175,10 +175,7 @@ def _ended(row: Row, run: Run, folder: pathlib.Path, experiment: Experiment, aga
 
 def _result(place: pathlib.Path) -> dict[str, Any]:
     """A run's `result.json`, with the versions and the hardware that trained it."""
-    result, machines = workdir.read_result(place), workdir.machines(place)
-    for name in ("versions", "hardware"):
-        result[name] = ", then ".join(dict.fromkeys(one[name] for one in machines)) or "not recorded"
-    return result
+    return {**workdir.read_result(place), **workdir.trained_on(place)}
 
 
 def _elsewhere(run: Run, folder: pathlib.Path) -> Iterator[pathlib.Path]:

@@ -24,6 +24,7 @@ from gated_resnext.recipes import Recipe
 
 # Versions and hardware, of each machine in turn where a training went on.
 TRAINED_ON = "trained_on.json"
+NOT_RECORDED = "not recorded"
 NUMBERS = "top1", "top5", "epochs", "seconds", "test_images", "parameters", "parameters_pruned"  # of a result.json
 WIRINGS = ("learned", "random", "full", "given")
 
@@ -161,6 +162,19 @@ def machines(workdir: str | os.PathLike[str]) -> list[dict[str, str]]:
     if not whole:
         raise UserError(f"{path} names no versions and hardware; delete it, and they count as not recorded")
     return found
+
+
+def trained_on(workdir: str | os.PathLike[str]) -> dict[str, str]:
+    """`versions` and `hardware` of all machines in turn, or "not recorded".
+
+    Raises:
+        UserError: if what is told of them is damaged.
+    """
+    found = machines(workdir)
+    return {
+        name: ", then ".join(dict.fromkeys(one[name] for one in found)) or NOT_RECORDED
+        for name in ("versions", "hardware")
+    }
 
 
 def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any]:

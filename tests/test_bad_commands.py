@@ -201,7 +201,7 @@ def cases():
     for folder in ("missing", "file", "photos", "run", "quick.json", ""):
         add(EVALUATE, f"saved_model {folder}", f"--saved_model={folder}")
     add(PUBLISH, "nothing")
-    add(PUBLISH, "no hardware", "--workdir=run")
+    add(PUBLISH, "a run that has not ended", "--workdir=run")
     for folder in ("missing", "file", "run", "broken", "photos"):
         add(PUBLISH, f"workdir {folder}", f"--workdir={folder}", "--hardware=x", "--zoo=photos")
     return result

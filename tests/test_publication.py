@@ -10,6 +10,7 @@ from gated_resnext import files, publication, zoo
 from gated_resnext.data import Images
 from gated_resnext.errors import UserError
 from gated_resnext.recipes import RECIPES
+from gated_resnext.workdir import note_machine
 
 NAME = "digits_11_4_4_k1"
 
@@ -55,6 +56,16 @@ def test_the_card_tells_of_rollbacks_and_of_the_images_of_batch_norm(trained, di
     card = publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
     assert card["command"].endswith(" --epochs_scale=0.03 --on_nan=rollback")
     assert (card["rollbacks"], card["batch_norm_images"]) == (2, 16)
+
+
+def test_the_card_names_the_machines_that_the_training_wrote_down(trained, digits_dir, folder, tmp_path):
+    place = shutil.copytree(trained, tmp_path / "copy")
+    for machine in ("an abacus", "a loom"):
+        note_machine(place, "gated_resnext 0.2.0", machine)
+    assert publication.publish(place, folder, data_dir=digits_dir)["hardware"] == "an abacus, then a loom"
+    (place / "trained_on.json").unlink()
+    with pytest.raises(UserError, match=r"copy does not say what it was trained on; give that by --hardware"):
+        publication.publish(place, folder, data_dir=digits_dir)
 
 
 def test_other_images_than_the_trainings_are_refused(trained, digits_dir, folder, tmp_path):
