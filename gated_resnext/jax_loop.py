@@ -18,6 +18,7 @@ from jax import numpy as jnp
 
 from gated_resnext import devices
 from gated_resnext.arrays import ArrayImages
+from gated_resnext.evaluation import LEAST
 from gated_resnext.recipes import Recipe
 from gated_resnext.scores import Scores
 
@@ -67,7 +68,7 @@ class JaxEngine:
             fill = np.rint(images.mean_image().mean((0, 1))).astype(np.uint8)
             self.on_device = jnp.asarray(pixels), jnp.asarray(labels), jnp.asarray(fill)
         plan = Plan(images.recipe, images.input_shape, images.steps_per_epoch)
-        return Batches(plan, (*self.on_device, jax.random.key(seed % 2**32)), first_step)
+        return Batches(plan, (*self.on_device, key_of(seed)), first_step)
 
     def test_batches(self, images: ArrayImages) -> Iterator[tuple[Tensor, Tensor]]:
         """What `JaxLoop.test` looks at: batches of equal size, what is missing has the label -1."""
@@ -79,6 +80,12 @@ class JaxEngine:
                 np.pad(some, ((0, missing), (0, 0), (0, 0), (0, 0))),
                 np.pad(classes, (0, missing), constant_values=-1),
             )
+
+
+def key_of(seed: int) -> Tensor:
+    """The key of a seed of up to 63 bits, of which JAX's own takes the last 32."""
+    key, rest = jax.random.key(seed % 2**32), seed >> 32
+    return jax.random.fold_in(key, rest) if rest else key
 
 
 @dataclasses.dataclass
@@ -205,7 +212,8 @@ class JaxLoop:
 
     def _scores_of_test(self, state: Any, images: Tensor, labels: Tensor) -> Tensor:
         outputs, _ = self.model.stateless_call(*state, images, training=False)
-        logits = outputs.astype(jnp.float32) if self.from_logits else jnp.log(outputs.astype(jnp.float32))
+        outputs = outputs.astype(jnp.float32)
+        logits = outputs if self.from_logits else jnp.log(jnp.maximum(outputs, LEAST))
         return _scores(_cross_entropy(logits, jnp.maximum(labels, 0)), labels, logits)
 
 
