@@ -267,6 +267,12 @@ def test_gated_aggregation_round_trip(kwargs):
     np.testing.assert_array_equal(weights_of(other, training=True), weights_of(layer, training=True))
 
 
+@pytest.mark.parametrize(("field", "value"), [("remat", True), ("blocks", 3)])
+def test_what_a_round_trip_keeps_beside(field, value):
+    assert getattr(GatedAggregation(1), field) != value
+    assert getattr(round_trip(GatedAggregation(1, **{field: value})), field) == value
+
+
 def test_without_a_seed_there_is_a_random_one():
     layer, other = GatedAggregation(1), GatedAggregation(1)
     assert isinstance(layer.seed, int) and layer.seed != other.seed

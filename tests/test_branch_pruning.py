@@ -1,5 +1,3 @@
-import doctest
-
 import hypothesis
 import keras
 import numpy as np
@@ -9,7 +7,6 @@ from hypothesis import strategies as st
 from keras import layers, ops
 
 import gated_resnext
-from gated_resnext import branch_pruning
 from gated_resnext.branches import GatedBranches
 from gated_resnext.connectivity import Connectivity
 
@@ -272,7 +269,3 @@ def test_a_chain_begins_with_one_tensor():
     model = keras.Model(inputs, layers.Average()(GatedBranches(blocks(2), name="only")(inputs)))
     with pytest.raises(ValueError, match="reads one tensor. Received: a list, in only"):
         gated_resnext.wiring(model)
-
-
-def test_the_docstring_runs():
-    assert doctest.testmod(branch_pruning).failed == 0

@@ -76,6 +76,15 @@ def test_a_trained_network_shrinks_and_keeps_its_accuracy(method, digits, tmp_pa
         assert len(np.unique(stem)) > 16 and len(np.unique(classifier)) > 16
 
 
+def test_the_share_of_zeros_is_that_asked_for(digits, tmp_path):
+    model = zoo.load("digits_11_4_4_k1", "published")
+    (tmp_path / "sparse.tflite").write_bytes(
+        compression.compress(model, "magnitude", digits, epochs=0.5, seed=0, sparsity=0.8)
+    )
+    (_, *modules, _), _ = kernels(tmp_path / "sparse.tflite")
+    assert all(abs((kernel == 0).mean() - 0.8) <= 1 / kernel.size for kernel in modules)
+
+
 def test_the_seed_decides(digits):
     network = GatedResNeXt(Architecture(5, 2, 2, 1, 10, (8, 8, 1), stages=(1,)), seed=0)
     once, again, other = (

@@ -673,3 +673,12 @@ def test_real_photographs_in_imagenets_format_are_streamed(real_photographs):
     np.testing.assert_allclose(images.mean_image().mean((0, 1)), np.mean(means, 0), atol=2)
     tests = np.concatenate([labels for _, labels in listed(images.test())])
     assert sorted(tests.tolist()) == sorted(images.labels.index(label) for label, _, _ in photographs["validation"])
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 1), (8, 16, 1), (8, 8, 3)])
+def test_a_network_of_larger_images_or_other_channels_is_refused(digits_dir, shape):
+    with pytest.raises(
+        UserError, match=r"the images of optical_digits are \(8, 8, 1\), too small or of other channels"
+    ):
+        Images("optical_digits", RECIPES["digits"], digits_dir, shape)
+    assert Images("optical_digits", RECIPES["digits"], digits_dir, (7, 5, 1)).input_shape == (7, 5, 1)

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import types
 
 import numpy as np
 import pytest
@@ -286,3 +287,20 @@ def test_two_workers_with_half_the_batch_are_one_device(distributed):
     folder, statuses = distributed
     assert statuses["synchronized workers"] == [0, 0], (folder / "workers_0.log").read_text()
     assert difference(folder / "workers", folder / "one") < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("cluster", "task", "writes"),
+    [
+        ({"chief": ["a:1"], "worker": ["b:1", "c:1"]}, ("chief", 0), True),
+        ({"chief": ["a:1"], "worker": ["b:1", "c:1"]}, ("worker", 0), False),
+        ({"chief": ["a:1"], "worker": ["b:1", "c:1"]}, ("worker", 1), False),
+        ({"worker": ["b:1", "c:1"]}, ("worker", 0), True),
+        ({"worker": ["b:1", "c:1"]}, ("worker", 1), False),
+    ],
+)
+def test_one_process_of_a_cluster_writes(cluster, task, writes, monkeypatch):
+    config = {"cluster": cluster, "task": {"type": task[0], "index": task[1]}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    scope = types.SimpleNamespace(cluster_resolver=tf.distribute.cluster_resolver.TFConfigClusterResolver())
+    assert distribution.is_chief(scope) is writes

@@ -1,5 +1,6 @@
 """SavedModels and .tflite files, ours and of other making, are read alike."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -58,3 +59,21 @@ def test_what_cannot_be_read(tmp_path, foreign_model):
     for name, message in cases.items():
         with pytest.raises(UserError, match=message):
             interchange.opened(tmp_path / name)
+
+
+@pytest.mark.filterwarnings("ignore:Statistics for quantized inputs were expected")
+def test_answers_in_whole_numbers_are_those_of_floats(tmp_path):
+    """A .tflite file whose output is int8: 256 steps of a scale from a zero of its own."""
+    inputs = keras.Input((8, 8, 1), batch_size=1)
+    x = keras.layers.Dense(5, activation="softmax")(keras.layers.Flatten()(inputs / 255.0))
+    model = keras.Model(inputs, x)
+    images = np.random.default_rng(2).integers(0, 256, (30, 8, 8, 1), np.uint8)
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([image[None].astype(np.float32)] for image in images)
+    converter.inference_output_type = tf.int8
+    (tmp_path / "model.tflite").write_bytes(converter.convert())
+    opened = interchange.opened(tmp_path / "model.tflite")
+    found = opened.answers(images)
+    np.testing.assert_allclose(found, model.predict(images.astype(np.float32), verbose=0), atol=0.02)
+    assert np.abs(found * 256 - np.rint(found * 256)).max() < 1e-6 and found.max() > 0.4

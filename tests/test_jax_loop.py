@@ -58,7 +58,8 @@ for activation in (None, "softmax"):
     found[f"tested_{activation}"] = np.stack([list(row) for row in JaxLoop(Linear(activation), 16).test(tests())])
 sure = Linear("softmax")
 sure.layers[-2].kernel.assign(1000 * given["matrix"])
-found["sure"] = np.array([list(row) for row in JaxLoop(sure, 16).test(iter([(given["images"][0], given["likeliest"])]))])
+likeliest = iter([(given["images"][0], given["likeliest"])])
+found["sure"] = np.stack([list(row) for row in JaxLoop(sure, 16).test(likeliest)])
 
 class Given(Plan):
     # The batches of the file, in their order

@@ -202,7 +202,7 @@ def test_what_jax_trained_is_evaluated_and_published_without_tensorflow(packed, 
     assert missing.stderr.strip().splitlines()[-1].startswith(f"error: there is no {tmp_path}/optical_digits/arrays")
 
 
-def test_what_jax_trained_is_exported_by_tensorflow(packed, tmp_path):
+def test_what_jax_trained_is_exported_by_tensorflow(packed, tmp_path, digits_dir, run_python):
     trained(tmp_path, packed, "--precision=mixed_bfloat16", "--remat")
     result = json.loads((tmp_path / "result.json").read_text())
     model = keras.saving.load_model(tmp_path / "model.keras", compile=False)
@@ -211,6 +211,12 @@ def test_what_jax_trained_is_exported_by_tensorflow(packed, tmp_path):
     top1 = float(np.mean(np.argmax(model(pixels), -1) == labels))
     assert top1 == pytest.approx(result["top1"], abs=0.003)
     assert (model.precision, result["precision"]) == ("float32", "mixed_bfloat16")
+    flags = f"--workdir={tmp_path}", f"--data_dir={digits_dir}", f"--output={tmp_path / 'models'}"
+    done = run_python("-m", "export.prune_and_save", *flags, "--formats=saved_model,tflite")
+    assert done.returncode == 0, done.stderr
+    (receipt,) = (tmp_path / "models").rglob("receipt.json")
+    checks = {check["form"]: check for check in files.read_json(receipt)["checks"]}
+    assert {"saved_model", "tflite"} <= set(checks) and max(c["max_difference"] for c in checks.values()) < 1e-4
 
 
 def test_weights_of_the_sums_learn_under_jax(packed, tmp_path):

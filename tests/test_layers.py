@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 from test_aggregation import learned, random_gates, round_trip
 
 from gated_resnext import layers, norm
+from gated_resnext.architecture import Architecture
+from gated_resnext.dense_block import GatedDenseBlock
+from gated_resnext.model import GatedResNeXt
 
 C = 4
 
@@ -268,6 +271,13 @@ def test_module_round_trip_and_seeds():
     assert other.get_config() == module.get_config()
     np.testing.assert_array_equal(other(x), module(x))
     assert np.abs(layers.MultiBranchModule(3, 2, 8, 2, "sum", seed=22)(x) - module(x)).max() > 1e-3
+    whole = {"counted": (0, 2), "synchronized": True, "averaged": 2}
+    for fields in ({name: value} for name, value in whole.items()):
+        module = layers.MultiBranchModule(3, 2, 8, seed=21, **fields)
+        other = round_trip(module)
+        assert {name: getattr(other, name) for name in fields} == fields
+        assert other.expand.norm.rate_factor == module.expand.norm.rate_factor
+        assert other.reduce.synchronized == module.reduce.synchronized
 
 
 def test_stride_3_is_refused():
@@ -287,6 +297,36 @@ def test_standardize_subtracts_the_mean_image_and_divides_by_255():
 
 
 # Initial weights: docs/deviations.md, row 28
+
+
+def assert_normal(kernel, deviation):
+    """Numbers of that deviation about zero, within 4.5 of the deviations that so many have."""
+    kernel = np.asarray(kernel)
+    np.testing.assert_allclose(kernel.std(), deviation, rtol=4.5 / np.sqrt(2 * kernel.size))
+    np.testing.assert_allclose(kernel.mean(), 0, atol=4.5 * deviation / np.sqrt(kernel.size))
+
+
+def test_the_stem_and_the_classifier_begin_with_the_deviations_of_the_paper():
+    arch = Architecture(8, 4, 2, 1, classes=50, input_shape=(8, 8, 1), stem_filters=128, filters=32, stages=(1, 1))
+    model = GatedResNeXt(arch, seed=0)
+    assert_normal(model.get_layer("stem_conv").kernel, np.sqrt(2 / (9 * 128)))
+    kernel = np.asarray(model.get_layer("classifier").kernel)  # (64, 50), uniform
+    limit = np.sqrt(6 / sum(kernel.shape))
+    assert 0.99 * limit < np.abs(kernel).max() <= limit
+    assert_normal(kernel, limit / np.sqrt(3))
+
+
+def test_the_convolutions_of_a_dense_block_begin_by_their_outputs():
+    block = GatedDenseBlock(2, growth=24, fan_in=3, bottleneck=2, transition=44, seed=0)
+    block(np.zeros((1, 4, 4, 40), np.float32))
+    found = {weight.path.split("/", 1)[1]: weight for weight in block.trainable_weights if "kernel" in weight.path}
+    outputs = {
+        "layer1_narrow/kernel": 48, "layer2_narrow/kernel": 48, "layer1_conv/kernel": 9 * 24,
+        "layer2_conv/kernel": 9 * 24, "transition/kernel": 44,
+    }  # fmt: skip
+    assert set(found) == set(outputs)
+    for name, fan_out in outputs.items():
+        assert_normal(found[name], np.sqrt(2 / fan_out))
 
 
 @pytest.mark.parametrize("merge", ["none", "sum"])

@@ -196,6 +196,39 @@ assert after(lambda gradients: gradients, fine, endless)[0][1] == float("-inf") 
 """
 
 
+# Of the compiled loop, on images of which one is endless where a replica is to overflow
+TWO_REPLICAS_OF_A_LOOP = """
+import keras
+import numpy as np
+import tensorflow as tf
+from gated_resnext.loop import Loop
+from gated_resnext.optimizer import GateConnectSGD
+
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+for endless in (None, 0, 3):
+    images, labels = np.ones((4, 2, 3, 1), np.float32), np.arange(4, dtype=np.int32)
+    if endless is not None:
+        images[endless] = np.inf
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((2, 3, 1)), keras.layers.Flatten(), keras.layers.Dense(5)])
+        optimizer = keras.optimizers.LossScaleOptimizer(GateConnectSGD(1.0, l2=0.0, momentum=0.0), initial_scale=4.0)
+        optimizer.build(model.trainable_variables)
+    before = model.get_weights()
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(4)
+    Loop(model, strategy, 4, optimizer).train(iter(strategy.experimental_distribute_dataset(data)), 1)
+    same = all((old == new).all() for old, new in zip(before, model.get_weights()))
+    scale = float(keras.ops.convert_to_numpy(optimizer.dynamic_scale))
+    assert (same, scale) == ((False, 4.0) if endless is None else (True, 2.0)), (endless, same, scale)
+"""
+
+
+def test_no_replica_of_a_loop_takes_a_step_that_overflows_on_another(run_python):
+    done = run_python("-c", TWO_REPLICAS_OF_A_LOOP)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_no_replica_takes_a_step_that_overflows_on_another(run_python):
     done = run_python("-c", TWO_REPLICAS)
     assert done.returncode == 0, done.stderr[-2000:]

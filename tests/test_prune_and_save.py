@@ -11,9 +11,11 @@ import textwrap
 import numpy as np
 import pytest
 import tensorflow as tf
+from test_compression import kernels
 
 from gated_resnext import files, zoo
 from gated_resnext.data import Images
+from gated_resnext.errors import UserError
 from gated_resnext.recipes import RECIPES
 
 ALONE = """
@@ -189,7 +191,6 @@ def test_a_damaged_network_is_named_and_nothing_is_written(trained, digits_dir, 
 
 def test_a_form_that_differs_is_not_written(trained, digits_dir, tmp_path, monkeypatch):
     from export import formats, shipping
-    from gated_resnext.errors import UserError
 
     def wrong(path):
         return lambda images: np.full((len(images), 10), 0.1, np.float32)
@@ -201,6 +202,64 @@ def test_a_form_that_differs_is_not_written(trained, digits_dir, tmp_path, monke
     with pytest.raises(UserError, match="tflite form does not compute"):
         shipping.ship(model, tmp_path / "out", shipping.Probe(pixels, classes, "images"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def twenty(trained, digits_dir):
+    """A network, and 20 images whose answers it gives as their classes: it gets all of them right."""
+    from export import shipping
+
+    model = zoo.load("digits_11_4_4_k1", trained / "model.keras")
+    pixels, _ = Images("optical_digits", RECIPES["digits"], digits_dir).test_batch(20)
+    return model, shipping.Probe(pixels, model.predict_on_batch(pixels).argmax(-1).astype(np.int32), "images")
+
+
+def changed(monkeypatch, name, change):
+    """The format's file runs as it is, and what it answers is changed."""
+    from export import formats
+
+    whole = formats.FORMATS[name]
+
+    def runner(path):
+        run = whole.runner(path)
+        return lambda images: change(np.array(run(images)))
+
+    monkeypatch.setitem(formats.FORMATS, name, whole._replace(runner=runner))
+
+
+def test_a_lossy_form_may_lose_as_many_points_as_is_said(twenty, tmp_path, monkeypatch):
+    from export import shipping
+
+    def one_wrong(answers):
+        answers[0] = np.roll(answers[0], 1)
+        return answers
+
+    changed(monkeypatch, "tflite_float16", one_wrong)
+    model, probe = twenty
+    with pytest.raises(
+        UserError, match=r"reaches 95\.00 % top-1 where the trained network reaches 100\.00 %, and may lose 4"
+    ):
+        shipping.ship(model, tmp_path / "out", probe, formats=("tflite_float16",), max_top1_drop=4)
+    assert list(tmp_path.iterdir()) == []
+    shipping.ship(model, tmp_path / "out", probe, formats=("tflite_float16",), max_top1_drop=6)
+    (version,) = (tmp_path / "out").rglob("receipt.json")
+    assert [check["top1"] for check in files.read_json(version)["checks"] if check["form"] == "tflite_float16"] == [
+        0.95
+    ]
+
+
+@pytest.mark.parametrize(("off", "is_written"), [(5e-4, False), (2e-5, True)])
+def test_an_exact_form_may_differ_by_rounding_alone(twenty, tmp_path, monkeypatch, off, is_written):
+    from export import shipping
+
+    changed(monkeypatch, "tflite", lambda answers: answers + np.float32(off))
+    model, probe = twenty
+    if is_written:
+        shipping.ship(model, tmp_path / "out", probe, formats=("tflite",))
+    else:
+        with pytest.raises(UserError, match="the tflite form does not compute what the trained network does"):
+            shipping.ship(model, tmp_path / "out", probe, formats=("tflite",))
+    assert bool(list(tmp_path.rglob("*.tflite"))) is is_written
 
 
 def test_quantised_formats_keep_their_accuracy(trained, digits_dir, tmp_path):
@@ -288,3 +347,5 @@ def test_compressed_files_are_checked_and_weighed(trained, digits_dir, tmp_path)
     assert checks["cluster"]["bytes"] == len(content)
     assert checks["cluster"]["bytes_gzip"] == len(gzip.compress(content, mtime=0)) < 0.4 * len(content)
     assert f"in gzip {checks['cluster']['bytes_gzip']:,}" in done.stdout
+    (_, *modules, _), _ = kernels(folder / "model_cluster.tflite")
+    assert all(len(np.unique(kernel)) <= 4 for kernel in modules)

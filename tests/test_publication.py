@@ -68,6 +68,21 @@ def test_the_card_names_the_machines_that_the_training_wrote_down(trained, digit
         publication.publish(place, folder, data_dir=digits_dir)
 
 
+def test_weights_that_halves_would_change_stay_float32(trained, digits_dir, folder, monkeypatch):
+    measured, top1 = [], publication.top1
+
+    def first_whole_then_worse(model, images):
+        measured.append(top1(model, images))
+        return measured[0] - (len(measured) - 1) / len(images)
+
+    monkeypatch.setattr(publication, "top1", first_whole_then_worse)
+    card = publication.publish(trained, folder, data_dir=digits_dir, hardware="2 CPU cores")
+    assert (card["weights"]["dtype"], card["top1"], len(measured)) == ("float32", measured[0], 2)
+    original = zoo.load(NAME, trained / "model.keras").weights_by_name()
+    for name, value in files.read_arrays(folder / "weights" / f"{NAME}.npz").items():
+        np.testing.assert_array_equal(value, original[name], err_msg=name)
+
+
 def test_other_images_than_the_trainings_are_refused(trained, digits_dir, folder, tmp_path):
     workdir = shutil.copytree(trained, tmp_path / "copy")
     result = files.read_json(workdir / "result.json")

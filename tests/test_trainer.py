@@ -616,7 +616,7 @@ def test_rolling_back_over_the_end_of_a_phase_halves_the_rate_of_that(
     assert rates == [(3, 1, 0.01), (3, 2, 0.005), (4, 1, 0.004)]
 
 
-@pytest.mark.parametrize("entry", ["digits_11_4_4_k1", "digits_11_4_4_full"])
+@pytest.mark.parametrize("entry", ["digits_11_4_4_k1", "digits_11_4_4_random_k2", "digits_11_4_4_full"])
 def test_rolling_back_where_there_is_no_checkpoint_begins_again(entry, digits_dir, tmp_path, capsys, diverging):
     run = Run.of(entry, small_run((0.5, 0.01)).recipe, seed=0)
     result = trainer.train(run, tmp_path / "small", data_dir=digits_dir, on_nan="rollback")
@@ -626,6 +626,8 @@ def test_rolling_back_where_there_is_no_checkpoint_begins_again(entry, digits_di
     trainer.train(
         dataclasses.replace(run, recipe=small_run((0.5, 0.005)).recipe), tmp_path / "half", data_dir=digits_dir
     )
+    wiring = files.read_json(tmp_path / "half" / "result.json")["connectivity"]
+    assert result["connectivity"] == wiring and (wiring is None) == (entry == "digits_11_4_4_full")
     for name, value in weights(tmp_path / "half").items():  # the initial weights, not those that diverged
         np.testing.assert_array_equal(weights(tmp_path / "small")[name], value, err_msg=name)
 
@@ -744,7 +746,7 @@ def test_a_batch_that_does_not_divide_among_the_replicas_is_refused(digits_dir, 
 def test_a_full_wiring_has_no_gates_to_learn_or_freeze(digits_dir, tmp_path):
     run = Run.of("digits_11_4_4_full", recipe_of((0.5, 0.1, 0.2), (0.5, 0.1)), seed=0)
     result = trainer.train(run, tmp_path / "run", data_dir=digits_dir)
-    assert not (tmp_path / "run" / "gates.npz").exists()
+    assert not (tmp_path / "run" / "gates.npz").exists() and not (tmp_path / "run" / "gates").exists()
     assert result["active_blocks"] == result["blocks"] == [4, 4, 4]
     assert result["parameters_pruned"] == result["parameters"] == 93_754
     assert result["connectivity"] is None
@@ -759,8 +761,22 @@ def test_a_random_wiring_is_that_of_the_seed_and_stays(digits_dir, tmp_path):
     drawn = [[sorted(rng.choice(4, 2, replace=False).tolist()) for _ in range(4)] for _ in range(2)]
     assert result["connectivity"] == {"first": 4, "sources": drawn}
     assert keras.saving.load_model(tmp_path / "run" / "model.keras").connectivity.to_dict() == result["connectivity"]
-    assert not (tmp_path / "run" / "gates.npz").exists()
+    assert not (tmp_path / "run" / "gates.npz").exists() and not (tmp_path / "run" / "gates").exists()
     assert "gate_entropy" not in rows(tmp_path / "run")[0]
+    mean_image = images_of(run, digits_dir).arrays("train")[0].mean(0, dtype=np.float64)
+    np.testing.assert_allclose(weights(tmp_path / "run")["standardize/mean_image"], mean_image, rtol=1e-6)
+
+
+def test_a_training_asks_for_the_batches_of_its_seed_and_step(digits_dir, tmp_path, monkeypatch):
+    asked, given = [], TensorFlowEngine.train_batches
+
+    def train_batches(self, images, *where):
+        asked.append(where)
+        return given(self, images, *where)
+
+    monkeypatch.setattr(TensorFlowEngine, "train_batches", train_batches)
+    trainer.train(small_run((1.6, 0.1, 0.2), (0.5, 0.1), (0.5, 0.01)), tmp_path, data_dir=digits_dir)
+    assert asked == [(5, 0, 18), (5, 18, 6), (5, 24, 6)]
 
 
 # Several devices

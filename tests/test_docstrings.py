@@ -1,0 +1,33 @@
+"""The examples of all docstrings give what they say."""
+
+import doctest
+import importlib
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+WITH_EXAMPLES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for package in ("gated_resnext", "export")
+    for path in (ROOT / package).rglob("*.py")
+    if ">>> " in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLES)
+def test_the_examples_of_a_module(name, digits_dir, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder  # of data in the folder of the tests, not in that of the user
+    monkeypatch.setattr(
+        tfds,
+        "builder",
+        lambda *args, data_dir=None, **options: builder(*args, data_dir=data_dir or digits_dir, **options),
+    )
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted and not found.failed
+
+
+def test_most_rooms_have_examples():
+    assert len(WITH_EXAMPLES) > 30
