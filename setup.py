@@ -45,8 +45,9 @@ setup(
     packages=find_packages(include=["gated_resnext*", "zoo*", "export*"]),
     package_data={
         "gated_resnext": ["py.typed"],
+        "export": ["py.typed"],
         "gated_resnext.datasets": ["*.csv.gz", "*.txt"],
-        "zoo": ["cards/*.json", "weights/*.npz"],
+        "zoo": ["py.typed", "cards/*.json", "weights/*.npz"],
     },
     install_requires=[
         "absl-py>=1.4",

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+import gated_resnext.optimizer  # noqa: F401  whose name is in the file of a model that was compiled with it
 from gated_resnext import gates
 from gated_resnext.architecture import AGGREGATIONS, GATES
 from gated_resnext.connectivity import Connectivity, reads_of
@@ -52,7 +53,7 @@ class LearnsGates(keras.layers.Layer):
             name="step",
             shape=(),
             initializer="zeros",
-            dtype="int32",
+            dtype="int",  # of 64 bits under TensorFlow, which keeps no others on a GPU
             trainable=False,
             aggregation="only_first_replica",
         )

@@ -62,6 +62,13 @@ class Place:
         self.phase, self.round, self.rate = self.phase + 1, 0, 1.0
 
 
+PLACE = {field.name for field in dataclasses.fields(Place)}
+
+
+class NewerError(Exception):
+    """A checkpoint has fields that this version does not know."""
+
+
 class Checkpoints:
     """The folder of a run's checkpoints.
 
@@ -104,18 +111,24 @@ class Checkpoints:
             below: of the steps before this one; None for all.
 
         Raises:
-            UserError: if there are some and none is whole.
+            UserError: if there are some and none is whole, or the newest whole one is of another version.
+            OSError: if one cannot be read, which says nothing of its content.
         """
         found = sorted((row for row in self._found() if below is None or row[0] < below), reverse=True)
         for _, path in found:
             try:
                 state = files.read_arrays(path)
-                return Place(**json.loads(str(state.pop("place")))), state
+                fields = json.loads(str(state.pop("place")))
+                if isinstance(fields, dict) and (more := set(fields) - PLACE):
+                    raise NewerError(f"{path} is of another version of gated_resnext, which also keeps {min(more)}")
+                return Place(**fields), state
+            except NewerError as error:
+                raise UserError(f"{error}; go on with that version, or choose another folder") from None
             except (KeyError, ValueError, TypeError) as error:
                 message = str(error) if isinstance(error, UserError) else f"{path} is no checkpoint ({error!r})"
                 say(f"Skipped a damaged checkpoint: {message.split(';')[0]}")
         if found:
-            raise UserError(f"no checkpoint in {self.folder} is whole; delete the folder to start anew")
+            raise UserError(f"no checkpoint in {self.folder} is whole; delete {self.folder.parent} to start anew")
         return None
 
     def _found(self) -> Iterator[tuple[int, pathlib.Path]]:

@@ -17,7 +17,7 @@ MOST_NUMBERS = 20  # classes, or bins, up to which every one tells its images
 MOST_NAMES = 120  # classes up to which every one has its name at the axes
 INK = "#33415c"
 # The same bytes for the same evaluation; text stays text in SVG, for search and for readers.
-STYLE = {"svg.hashsalt": "confusion", "svg.fonttype": "none", "font.family": "DejaVu Sans"}
+STYLE = {"svg.hashsalt": "confusion", "svg.fonttype": "none", "font.family": "DejaVu Sans", "text.usetex": False}
 UNDATED: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
 
 

@@ -6,6 +6,7 @@ uninterrupted one would. Images stay uint8; the network standardises them.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from gated_resnext.recipes import Recipe
 from gated_resnext.sources import FolderSource, open_source
 
 MEAN_IMAGES = 10_000
+CACHED_BYTES = 1 << 30  # of the test images of a streamed data set that are kept, once they were decoded
 
 
 class Shard(NamedTuple):
@@ -102,7 +104,7 @@ class Images:
                 f"the images of {name} are {self.source.image_shape}, too small or of other channels for a network "
                 f"that takes {self.input_shape}"
             )
-        self._arrays: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._in_memory: dict[str, tuple[tf.Tensor, tf.Tensor]] = {}
 
     def _fits(self) -> bool:
         """Whether the network's input can be cropped from the images."""
@@ -124,9 +126,16 @@ class Images:
         Raises:
             UserError: if it is a folder.
         """
-        if split not in self._arrays:
-            self._arrays[split] = self.source.arrays(split)
-        return self._arrays[split]
+        images, labels = self._tensors(split)
+        return np.asarray(images), np.asarray(labels)
+
+    def _tensors(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
+        """The same where they are kept: once, in the memory of the CPU, of which those arrays are views."""
+        if split not in self._in_memory:
+            with tf.device("CPU:0"):
+                images, labels = self.source.arrays(split)
+                self._in_memory[split] = tf.constant(images), tf.constant(labels)
+        return self._in_memory[split]
 
     def check(self) -> None:
         """Finds that every image can be decoded, where nobody checked that before.
@@ -140,7 +149,7 @@ class Images:
         """Batches `first_step` to `first_step + steps` of the endless shuffled, augmented sequence of this seed."""
         if self.source.streamed:
             return self._streamed(seed, first_step, steps, shard)
-        images, labels = map(tf.constant, self.arrays("train"))
+        images, labels = self._tensors("train")
         batch, per_epoch, last = self.recipe.batch_size, self.steps_per_epoch, self.size - 1
         fill = np.rint(self.mean_image().mean((0, 1)))
         rows = tf.range(batch, dtype=tf.int64)[shard.part * (batch // shard.parts) :][: batch // shard.parts]
@@ -183,7 +192,8 @@ class Images:
     def test_shard(self, shard: Shard) -> tf.data.Dataset:
         """A part of the test images, as many batches for every replica; what is missing has the label -1."""
         batch, per_replica = self.recipe.batch_size, self.recipe.batch_size // (shard.parts * shard.replicas)
-        rows = self._plain("test", lambda number: shard.holds(number, batch)).batch(per_replica)
+        rows = self._plain("test", None if shard.parts == 1 else lambda number: shard.holds(number, batch))
+        rows = rows.batch(per_replica)
         empty = tf.zeros((0, *self.input_shape), tf.uint8), tf.zeros((0,), tf.int32)
 
         def filled(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -193,7 +203,10 @@ class Images:
             return tf.ensure_shape(images, (per_replica, *self.input_shape)), tf.ensure_shape(labels, (per_replica,))
 
         endless = rows.concatenate(tf.data.Dataset.from_tensors(empty).repeat()).map(filled)
-        return endless.take(-(-len(self) // batch) * shard.replicas).prefetch(2)
+        batches = endless.take(-(-len(self) // batch) * shard.replicas)
+        if self.source.streamed and len(self) * math.prod(self.input_shape) <= CACHED_BYTES:
+            batches = batches.cache()  # pictures are decoded once, not in every round
+        return batches.prefetch(2)
 
     def test(self, batch_size: int | None = None) -> tf.data.Dataset:
         """All test images once, in order, cropped at the centre."""
@@ -269,9 +282,12 @@ class Images:
         if self.source.streamed:
             rows = self.source.in_order(split)
         else:
-            images, labels = self.arrays(split)
+            images, labels = self._tensors(split)
             top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
-            rows = tf.data.Dataset.from_tensor_slices((images[:, top : top + height, left : left + width], labels))
+            with tf.device("CPU:0"):
+                if (top, left) != (0, 0) or images.shape[1:3] != (height, width):
+                    images = images[:, top : top + height, left : left + width]
+                rows = tf.data.Dataset.from_tensor_slices((images, labels))
         if mine is not None:
             rows = rows.enumerate().filter(lambda number, row: mine(number))
             rows = rows.map(lambda number, row: row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from typing import Any
@@ -51,20 +52,28 @@ def check_together(scope: tf.distribute.Strategy, number: int) -> None:
     Raises:
         UserError: if they do not, as when each has a workdir of its own.
     """
-    if not isinstance(scope, tf.distribute.MultiWorkerMirroredStrategy):
+    if not _are_several(scope):
         return
-
-    def here() -> tf.Tensor:
-        return tf.constant([number])
-
-    def everywhere() -> tf.Tensor:
-        return scope.gather(scope.run(here), axis=0)
-
-    found = tf.function(everywhere, autograph=False)().numpy()
-    if len(set(found.tolist())) > 1:
+    found = _gathered(scope)(tf.constant([number])).numpy().tolist()
+    if len(set(found)) > 1:
         raise UserError(
-            f"the workers would begin at the steps {found.tolist()}: --workdir must be one folder that all of them see"
+            f"the workers would begin at the steps {found}: --workdir must be one folder that all of them see"
         )
+
+
+def any_true(scope: tf.distribute.Strategy, here: bool) -> bool:
+    """Whether it is so on any of the workers, all of which ask at the same time."""
+    return bool(_gathered(scope)(tf.constant([int(here)])).numpy().any()) if _are_several(scope) else here
+
+
+def _are_several(scope: tf.distribute.Strategy) -> bool:
+    return isinstance(scope, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+@functools.cache
+def _gathered(scope: tf.distribute.Strategy) -> Any:
+    """Compiled: a number of each worker as the numbers of all replicas."""
+    return tf.function(lambda number: scope.gather(scope.run(lambda: number), axis=0), autograph=False)
 
 
 def _workers() -> int:

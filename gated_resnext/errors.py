@@ -68,6 +68,8 @@ def run(main: Callable[[list[str]], Any]) -> None:
             return _fail(f"unexpected argument {argv[1]!r}: options are written --name=value; see --help")
         try:
             main(argv)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # while what goes wrong there can be told
         except UserError as error:
             return _fail(str(error))
         except OSError as error:  # a full disk, a folder without permission
@@ -110,7 +112,8 @@ def _parsed(argv: list[str]) -> list[str]:
 
 def _fail(message: str) -> int:
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as where it was closed
+            sys.stdout.flush()
     except OSError:  # whoever read it is gone; Python would try again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print("error: " + " ".join(message.split()), file=sys.stderr)

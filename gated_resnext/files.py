@@ -7,6 +7,7 @@ import errno
 import glob
 import hashlib
 import json
+import lzma
 import os
 import pathlib
 import re
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,6 +28,12 @@ from gated_resnext.errors import UserError
 Path = str | os.PathLike[str]
 STALE_S = 7 * 24 * 3600  # longer than anything is written
 OTHER = -1  # a stream that is none of this process
+# What a damaged archive raises, by the byte that is damaged
+DAMAGE = (
+    RuntimeError, zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError, NotImplementedError, zlib.error,
+    lzma.LZMAError,
+)  # fmt: skip
+UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
 @contextlib.contextmanager
@@ -154,11 +162,13 @@ def _sync(path: pathlib.Path) -> None:
     """Forces a file, or a folder's list of names, to the disk; what is behind the names may be somebody else's."""
     if os.name == "nt":  # which opens no folder, and syncs nothing that is open for reading
         return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    # Shared folders of a virtual machine and some network drives sync files alone.
+    with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sha256(path: Path) -> str:
@@ -212,6 +222,7 @@ def read_arrays(path: Path, *, digest: str | None = None) -> dict[str, np.ndarra
 
     Raises:
         UserError: if the file is missing, damaged, or not the one of that digest.
+        OSError: if it may not or cannot be read.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -228,8 +239,11 @@ def read_arrays(path: Path, *, digest: str | None = None) -> dict[str, np.ndarra
             with np.load(file, allow_pickle=False) as archive:
                 if len(archive.files) != members:
                     raise zipfile.BadZipFile("members are missing")
-                if broken := archive.zip.testzip():  # numpy reads as far as a header says, and then checks nothing
+                # numpy reads as far as a header says, and then checks nothing
+                if digest is None and (broken := archive.zip.testzip()):
                     raise zipfile.BadZipFile(f"{broken} has another checksum")
                 return {name: archive[name] for name in archive.files}
-    except (RuntimeError, zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError, NotImplementedError) as error:
+    except DAMAGE as error:
+        if isinstance(error, OSError) and error.errno in UNREADABLE:
+            raise  # what is in it may be whole
         raise UserError(f"{path} is damaged and cannot be read ({error}); delete it or fetch it again") from None

@@ -32,6 +32,8 @@ class JaxEngine:
     class Lost(Exception):
         """Never raised: there are no other workers."""
 
+    Unreadable = ()  # all images are in memory
+
     replicas, chief, most_steps = 1, True, MOST_STEPS
 
     def __init__(self) -> None:
@@ -56,6 +58,10 @@ class JaxEngine:
 
     def check_together(self, step: int) -> None:
         """Nothing to find."""
+
+    def any_asked(self, asked: bool) -> bool:
+        """Whether this, the only worker, was asked to stop."""
+        return asked
 
     def loop(self, model: keras.Model, batch_size: int, optimizer: Any = None) -> JaxLoop:
         """The compiled steps of a network."""

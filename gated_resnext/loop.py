@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from gated_resnext import devices
 from gated_resnext.data import Images, Shard
-from gated_resnext.distribution import check_together, is_chief
+from gated_resnext.distribution import any_true, check_together, is_chief
 from gated_resnext.evaluation import LEAST
 from gated_resnext.recipes import Recipe
 from gated_resnext.scores import Scores
@@ -29,6 +29,8 @@ class TensorFlowEngine:
     """
 
     Lost = tf.errors.UnavailableError  # what another worker's end raises here
+    # What reading images raises, among others.
+    Unreadable = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.DataLossError)
 
     def __init__(self, strategy: tf.distribute.Strategy | None = None) -> None:
         self.strategy = strategy or tf.distribute.get_strategy()
@@ -37,6 +39,7 @@ class TensorFlowEngine:
         # Workers meet in iterations of equal number, so their calls must be of equal length: with several, of one step.
         several = isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy)
         self.most_steps = 1 if several else 1 << 30
+        self._tests: tuple[Images, Any] | None = None
         self.on_cpu = not tf.config.list_logical_devices("GPU")
 
     @property
@@ -65,6 +68,15 @@ class TensorFlowEngine:
         """Finds that all workers begin at the same step."""
         check_together(self.strategy, step)
 
+    def any_asked(self, asked: bool) -> bool:
+        """Whether any of the workers was asked to stop: all find the same, after the same step."""
+        return any_true(self.strategy, asked)
+
+    @staticmethod
+    def of_images(error: Exception) -> bool:
+        """Whether an `Unreadable` is of what the network was to read."""
+        return not isinstance(error, tf.errors.InvalidArgumentError) or "IteratorGetNext" in str(error)
+
     def loop(self, model: keras.Model, batch_size: int, optimizer: Any = None) -> Loop:
         """The compiled steps of a network."""
         return Loop(model, self.strategy, batch_size, optimizer)
@@ -75,7 +87,9 @@ class TensorFlowEngine:
 
     def test_batches(self, images: Images) -> Any:
         """What `Loop.test` looks at."""
-        return self._distributed(images.test_shard)
+        if self._tests is None or self._tests[0] is not images:
+            self._tests = images, self._distributed(images.test_shard)
+        return self._tests[1]  # which can be read again and again
 
     def _distributed(self, of_shard: Any) -> Any:
         """A data set whose rows each replica gets its own part of."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +25,8 @@ class Metrics:
     def __init__(self, workdir: pathlib.Path, completed: tuple[int, int]) -> None:
         self.path = workdir / "metrics.jsonl"
         rows = [row for row in read_metrics(workdir) if (row["phase"], row["round"]) <= completed]
-        shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
+        for events in (workdir / "tensorboard").glob("events.*"):
+            events.unlink()
         if rows or self.path.exists():
             with files.replacing(self.path) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -34,7 +35,7 @@ class Metrics:
         except ImportError:  # a machine with JAX alone: metrics.jsonl is all there is
             self.tf = None
         else:
-            self.tf, self.writer = tf, tf.summary.create_file_writer(str(workdir / "tensorboard"))
+            self.tf, self.writer = tf, tf.summary.create_file_writer(os.fsencode(workdir / "tensorboard"))
         for row in rows:
             self._draw(row)
 
@@ -42,6 +43,8 @@ class Metrics:
         """Adds the row of the round that ended."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # before the checkpoint that says that the round has ended
         self._draw(row)
 
     def _draw(self, row: Row) -> None:

@@ -115,7 +115,12 @@ class GatedResNeXt(keras.Model):
 
     def weights_by_name(self) -> dict[str, np.ndarray]:
         """Every weight and state by its name, such as "stage1_module1/reduce/kernel"."""
-        return {variable.path: keras.ops.convert_to_numpy(variable) for variable in self.variables}
+        return {name: keras.ops.convert_to_numpy(variable) for name, variable in self.variables_by_name().items()}
+
+    def variables_by_name(self) -> dict[str, keras.Variable]:
+        """The variables by those names: without that of a layer or a `keras.name_scope` in which this was made."""
+        scope = self.get_layer("standardize").mean_image.path.removesuffix("standardize/mean_image")
+        return {variable.path.removeprefix(scope): variable for variable in self.variables}
 
     def assign_by_name(self, values: dict[str, np.ndarray]) -> None:
         """Sets the variables from what `weights_by_name` gave, cast to their own dtype.
@@ -126,7 +131,7 @@ class GatedResNeXt(keras.Model):
         Raises:
             ValueError: if a name or a shape is not this network's; then nothing was assigned.
         """
-        variables = {variable.path: variable for variable in self.variables}
+        variables = self.variables_by_name()
         missing = sorted(set(variables) - set(values))
         unknown = sorted(set(values) - set(variables))
         if missing or unknown:
@@ -150,6 +155,16 @@ class GatedResNeXt(keras.Model):
             "seed": self.seed,
             "name": self.name,
         }
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        """Keras' own, for which only the classifier would be a layer to quantise, and the file would not open again.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "a GatedResNeXt is quantised as it is exported: python -m export.prune_and_save --formats=tflite_int8"
+        )
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> GatedResNeXt:
@@ -188,6 +203,7 @@ def _graph(
     seed: int,
 ) -> tuple[Any, Any]:
     """The images and what the network makes of them, of the arguments of `GatedResNeXt`."""
+    synchronized = synchronized and keras.backend.backend() == "tensorflow"  # the only one with replicas here
     seeds = iter(seeds_from(seed, 2 * architecture.modules + 2))
     blocks = connectivity.blocks if connectivity else (architecture.cardinality,) * architecture.modules
     shared, summed = architecture.aggregation == "shared", architecture.aggregation == "sum"

@@ -77,7 +77,7 @@ class Progress:
         if self.silent:
             return
         speed = self._speed(step, rounds)
-        if sys.stdout.isatty():
+        if on_terminal():
             if self._bar is None:
                 print(place)
                 self._bar = keras.utils.Progbar(of, stateful_metrics=["loss", "top1", *SPEED])
@@ -105,7 +105,7 @@ class Count:
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
         self._began = self._spoken = time.monotonic()
-        self._bar = keras.utils.Progbar(total, unit_name="image") if sys.stdout.isatty() else None
+        self._bar = keras.utils.Progbar(total, unit_name="image") if on_terminal() else None
 
     def add(self, images: int) -> None:
         """Counts images; tells of them when it is time."""
@@ -118,6 +118,11 @@ class Count:
             speed = self.done / (now - self._began)
             left = (self.total - self.done) / speed / 60
             print(f"  image {self.done:,} of {self.total:,}: {speed:.0f} images/s, {left:.1f} min left", flush=True)
+
+
+def on_terminal() -> bool:
+    """Whether what is printed is seen at once; not where there is no stdout, as in a daemon."""
+    return bool(getattr(sys.stdout, "isatty", bool)())
 
 
 def _signs(means: dict[str, float]) -> str:

@@ -158,7 +158,7 @@ def _copy_weights(source: GatedResNeXt, target: GatedResNeXt, wiring: Connectivi
     if wiring is not None:
         values, _ = cut(values, source.architecture, wiring)
     # Only a network that is no longer to learn its wiring has no place for the gates.
-    places = {variable.path for variable in target.variables}
+    places = target.variables_by_name()
     target.assign_by_name(
         {name: value for name, value in values.items() if name in places or not name.endswith(GATE_STATE)}
     )

@@ -75,8 +75,26 @@ def publish(
     if top1(model, images) == reached:
         weights = halved
     path = folder / "weights" / f"{run.entry}.npz"
-    files.write_arrays(path, weights)
-    card: dict[str, Any] = {
+    curve = [[row["epoch"], row["loss"], row["test_top1"]] for row in read_metrics(workdir)]
+    with files.replacing(path) as written, files.replacing(folder / "cards" / f"{run.entry}.json") as told:
+        files.write_arrays(written, weights)  # both or none are replaced
+        card = _card(run, whole, {**result, "top1": reached}, hardware, curve, weights, path.name, written)
+        files.write_json(told, card)
+    return card
+
+
+def _card(
+    run: Run,
+    whole: Recipe,
+    result: dict[str, Any],
+    hardware: str,
+    curve: list[list[float]],
+    weights: dict[str, np.ndarray],
+    name: str,
+    path: pathlib.Path,
+) -> dict[str, Any]:
+    """What the zoo says of it, of the weights in a file that is to have that name."""
+    return {
         "entry": run.entry,
         "dataset": run.dataset,
         "command": f"{_backend(result)}python -m gated_resnext.train --entry={run.entry} --seed={run.seed}"
@@ -89,7 +107,7 @@ def publish(
         "seconds": result["seconds"],
         "version": result.get("version"),
         **{name: result[name] for name in ("batch_norm_images", "rollbacks") if name in result},
-        "top1": reached,
+        "top1": result["top1"],
         "test_images": result["test_images"],
         "blocks": result["blocks"],
         "active_blocks": result["active_blocks"],
@@ -97,16 +115,14 @@ def publish(
         "parameters_pruned": result["parameters_pruned"],
         "labels": result.get("labels"),
         "connectivity": result.get("connectivity"),
-        "curve": [[row["epoch"], row["loss"], row["test_top1"]] for row in read_metrics(workdir)],
+        "curve": curve,
         "weights": {
-            "file": path.name,
+            "file": name,
             "dtype": str(next(iter(weights.values())).dtype),
             "bytes": path.stat().st_size,
             "sha256": files.sha256(path),
         },
     }
-    files.write_json(folder / "cards" / f"{run.entry}.json", card)
-    return card
 
 
 def top1(model: GatedResNeXt, images: Images | ArrayImages) -> float:

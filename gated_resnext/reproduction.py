@@ -23,10 +23,9 @@ from gated_resnext.errors import DivergedError, UserError
 from gated_resnext.experiments import Experiment, Row
 from gated_resnext.ledger import Outcome, Setting
 from gated_resnext.termination import Termination
-from gated_resnext.workdir import Run
+from gated_resnext.workdir import DIVERGED, Run
 
 # Beside a workdir's `run.json`: its loss was not finite, so that nobody trains it to that step again.
-DIVERGED = "diverged.json"
 
 
 def chosen(experiment: Experiment, patterns: Sequence[str]) -> Experiment:
@@ -43,7 +42,7 @@ def chosen(experiment: Experiment, patterns: Sequence[str]) -> Experiment:
     """
     names = [row.name for row in experiment.rows]
     for pattern in patterns or [""]:
-        if not fnmatch.filter(names, pattern):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             raise UserError(f"{experiment.title} has the rows {', '.join(names)}. Received: {pattern!r}")
     rows = [row for row in experiment.rows if any(fnmatch.fnmatchcase(row.name, pattern) for pattern in patterns)]
     return experiment._replace(rows=tuple(rows))

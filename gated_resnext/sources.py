@@ -65,12 +65,17 @@ def _builder(info: DatasetInfo, data_dir: str | os.PathLike[str] | None) -> Any:
 
     downloader.MAX_RETRIES = min(downloader.MAX_RETRIES, 3)  # its 10 take 3.5 minutes to say that there is no network
     tfds.disable_progress_bar()
-    datasets.register()
-    folder = pathlib.Path(data_dir or DEFAULT_DATA_DIR).expanduser()
+    datasets.register(info.name)
+    folder = _folder(data_dir)
     existed = folder.exists()
     try:
         builder = tfds.builder(info.name, data_dir=folder, try_gcs=False)
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except FileExistsError:  # another process prepared it meanwhile
+            builder = tfds.builder(info.name, data_dir=folder, try_gcs=False)
+            if not builder.data_path.exists():
+                raise
     except tfds.core.load.registered.DatasetNotFoundError:
         known = ", ".join(DATASETS)
         raise UserError(
@@ -87,6 +92,19 @@ def _builder(info: DatasetInfo, data_dir: str | os.PathLike[str] | None) -> Any:
             f"{info.how}, or give --data_dir=FOLDER, the folder that holds {info.name}/<version>"
         ) from error
     return builder
+
+
+def _folder(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
+    """The given one, that of `TFDS_DATA_DIR`, or the one in the user's home."""
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR
+    if "://" in str(chosen):
+        raise UserError(f"data sets are read from a folder of this machine. Received: {chosen}; copy it or mount it")
+    try:
+        return pathlib.Path(chosen).expanduser()
+    except RuntimeError:
+        if data_dir:
+            raise
+        raise UserError("there is no home folder here: say where data sets are, by --data_dir=FOLDER") from None
 
 
 def _remove_empty(folder: pathlib.Path) -> None:
@@ -126,6 +144,10 @@ class TfdsSource:
     def digest(self) -> str:
         """Tells other images apart, as far as tensorflow-datasets does."""
         return f"{self.builder.info.full_name}, {self.sizes}"
+
+    def digests(self) -> tuple[str, ...]:
+        """That, for a run that goes on."""
+        return (self.digest(),)
 
     @classmethod
     def of_any(cls, info: DatasetInfo, builder: Any) -> TfdsSource:
@@ -286,7 +308,8 @@ class FolderSource:
         """File and class of each image, in order; files that are none are counted by their endings."""
         rows = []
         for number, label in enumerate(self.labels):
-            for path in sorted((root / label).rglob("*")):
+            # By the parts of their names, in the same order on every system.
+            for path in sorted((root / label).rglob("*"), key=lambda path: path.relative_to(root).parts):
                 if any(part.startswith(".") for part in path.relative_to(root).parts) or not path.is_file():
                     continue
                 if path.suffix.lower() in SUFFIXES:
@@ -338,9 +361,17 @@ class FolderSource:
         return tf.data.Dataset.range(first, first + rows).filter(mine).map(row, num_parallel_calls=tf.data.AUTOTUNE)
 
     def digest(self) -> str:
-        """Tells apart folders with other files, by their names."""
-        names = [(split, str(path.relative_to(self.path))) for split, rows in self.files.items() for path, _ in rows]
-        return hashlib.sha256(repr(names).encode("utf-8", "surrogateescape")).hexdigest()
+        """Tells apart folders with other files, by their names and sizes."""
+        return self.digests()[0]
+
+    def digests(self) -> tuple[str, ...]:
+        """That, and the one by names alone, by which a run of before 0.2.0 knows its images."""
+        files = [(split, path) for split, rows in self.files.items() for path, _ in rows]
+        names = [(split, path.relative_to(self.path).as_posix()) for split, path in files]
+        sized = [(*name, path.stat().st_size) for name, (_, path) in zip(names, files, strict=True)]
+        return tuple(
+            hashlib.sha256(repr(each).encode("utf-8", "surrogateescape")).hexdigest() for each in (sized, names)
+        )
 
     def check(self) -> None:
         """Decodes every image once, so that a broken one is named before the training and not hours into it.

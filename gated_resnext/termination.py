@@ -50,6 +50,9 @@ class Termination:
         self._outer, Termination._innermost = Termination._innermost, self
         self._receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)
+        if self._outer is not None and self._outer.asked:  # in the moment between its check and this
+            self.interrupted = self._outer.interrupted
+            self._asked.set()
         self._previous = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
         # Not where it is ignored, as in the background of a shell, or where the caller has a way of its own.
         if self._outer is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -100,5 +103,5 @@ def _give_up() -> None:
 
 def _say_stopped() -> None:
     with contextlib.suppress(OSError, RuntimeError, ValueError):  # or gone
-        print("Stopped during a step; the newest checkpoint is from before it", flush=True)
+        print("Stopped at once; the same command goes on from the newest checkpoint", flush=True)
         sys.stderr.flush()

@@ -22,7 +22,7 @@ import gated_resnext
 from gated_resnext import files, gates, workdir
 from gated_resnext.checkpoints import Checkpoints, Place
 from gated_resnext.connectivity import Connectivity
-from gated_resnext.errors import DivergedError, UserError
+from gated_resnext.errors import DivergedError, UserError, shortened
 from gated_resnext.gate_history import GateHistory
 from gated_resnext.memory import keep_freed_memory
 from gated_resnext.metrics import Metrics
@@ -95,22 +95,28 @@ def train(
     engine = _engine(scope)
     if run.recipe.batch_size % engine.replicas:
         raise UserError(f"the batch of {run.recipe.batch_size} does not divide into {engine.replicas} replicas")
-    folder = pathlib.Path(folder)
-    with Termination() as termination:
-        workdir.check(run, folder)
-        images = engine.images(run.dataset, run.recipe, data_dir, run.architecture.input_shape, run.limit)
-        with workdir.alone(folder, engine.chief):
-            options = {"synchronized": sync_batch_norm, "precision": precision, "remat": remat}
-            training = _Training(run, folder, images, engine, options, on_nan, checkpoint_s, termination)
-            try:
-                return training.run_phases(began, on_round)
-            except engine.Lost as error:
-                if termination.asked:  # and so was the worker that is gone
-                    termination.end()
-                raise UserError(
-                    "another worker is gone; started again on all of them, the same command goes on from the newest "
-                    "checkpoint"
-                ) from error
+    folder = pathlib.Path(folder).absolute()  # wherever the caller goes meanwhile
+    workdir.check(run, folder)
+    images = engine.images(run.dataset, run.recipe, data_dir, run.architecture.input_shape, run.limit)
+    with Termination() as termination, workdir.alone(folder, engine.chief):
+        workdir.check(run, folder)  # another may have begun while the images were prepared
+        options = {"synchronized": sync_batch_norm, "precision": precision, "remat": remat}
+        training = _Training(run, folder, images, engine, options, on_nan, checkpoint_s, termination)
+        try:
+            return training.run_phases(began, on_round)
+        except engine.Unreadable as error:
+            if not engine.of_images(error):
+                raise
+            raise UserError(
+                f"an image could not be read ({shortened(error)}); mend that, and the same command goes on"
+            ) from error
+        except engine.Lost as error:
+            if termination.asked:  # and so was the worker that is gone
+                termination.end()
+            raise UserError(
+                "another worker is gone; started again on all of them, the same command goes on from the newest "
+                "checkpoint"
+            ) from error
 
 
 def _engine(scope: Any) -> Any:
@@ -162,6 +168,7 @@ class _Training:
         self.networks = PhaseNetworks(run, engine, self._mean_image, options)
         self.place = self._start()
         self.saved = (-1, -1)
+        self.rates: dict[int, float] = {}  # by phase, where one was rolled back
         self.call_steps = 1
         self.progress = Progress(
             self.total_steps,
@@ -329,7 +336,7 @@ class _Training:
             )
         if loop.compiled:
             self.progress.stepped(len(scores), spent)
-            fitting = math.floor(CALL_S * len(scores) / spent)
+            fitting = math.floor(CALL_S * len(scores) / max(spent, 1e-3))
             self.call_steps = max(1, min(2 * self.call_steps, fitting, self.engine.most_steps))
         loop.compiled = True
 
@@ -385,7 +392,7 @@ class _Training:
         return total
 
     def _stop_if_asked(self, loop: Any) -> None:
-        if not self.termination.asked:
+        if not self.engine.any_asked(self.termination.asked):
             return
         place = self.place
         if loop.optimizer is not None and self.saved != (place.step, place.round):
@@ -393,6 +400,11 @@ class _Training:
         with contextlib.suppress(OSError):
             self.progress.say(
                 f"Saved after step {place.step} of {self.total_steps}; the same command goes on from there"
+            )
+        if not self.termination.asked:
+            raise UserError(
+                f"another worker was told to stop; all did, after step {place.step}: started again on all of them, the "
+                "same command goes on from there"
             )
         self.termination.end()
 
@@ -412,6 +424,8 @@ class _Training:
     def _restore(self, below: int | None = None) -> Weights | None:
         """The state of the newest checkpoint, and this object set to its place; None at the start of a run."""
         found = self.checkpoints.newest(self.progress.say, below)
+        if found is None and below is None and self.chief:
+            self._check_that_nothing_was_trained()
         state: Weights | None = None
         if found is not None:
             self.place, state = found
@@ -424,6 +438,7 @@ class _Training:
             self.progress.say(f"Resuming {self.run.entry} after step {self.place.step} of {self.total_steps}")
         self.engine.check_together(self.place.step)
         if self.chief:
+            self.checkpoints.discard(self.place.step + 1)  # those that are damaged
             files.write_json(self.folder / "run.json", self.run.to_dict())  # the folder of its images may have moved
             self.history.discard(self.place.step)
             self.metrics = Metrics(self.folder, (self.place.phase + 1, self.place.round))
@@ -431,15 +446,19 @@ class _Training:
             self.place.begin_next_phase()
         return state
 
+    def _check_that_nothing_was_trained(self) -> None:
+        """A kill before the first checkpoint leaves one row at most."""
+        if (self.folder / "result.json").exists() or len(workdir.read_metrics(self.folder)) > 1:
+            raise UserError(
+                f"{self.folder} is of a training whose checkpoints are gone; put checkpoints/ back, or choose another "
+                "folder to start anew"
+            )
+
     def _check_place(self) -> None:
         place = self.place
         if not 0 <= place.phase < len(self.schedule):
             raise UserError(
                 f"the checkpoints in {self.checkpoints.folder} are of another run; choose another --workdir"
-            )
-        if place.images != self.images.source.digest():
-            raise UserError(
-                f"the run began with other images of {self.run.dataset}; restore them or choose another --workdir"
             )
         began = place.arithmetic or self._arithmetic
         changed = [name for name, value in self._arithmetic.items() if began.get(name, value) != value]
@@ -451,7 +470,11 @@ class _Training:
             }
             told = " and ".join(texts[name].format(began[name]) for name in changed)
             raise UserError(f"the run began with {told}; go on with that, or begin in another folder")
-        place.arithmetic = began
+        if place.images not in self.images.source.digests():
+            raise UserError(
+                f"the run began with other images of {self.run.dataset}; restore them or choose another --workdir"
+            )
+        place.arithmetic, place.images = began, self.images.source.digest()
 
     def _roll_back(self, error: _Diverged) -> Weights | None:
         """The state of the newest good checkpoint, from which to go on at half the rate; bad ones are removed.
@@ -459,7 +482,8 @@ class _Training:
         Raises:
             DivergedError: if the run is to stop, or that did not help several times.
         """
-        what, step, rollbacks, rate = str(error), self.place.step, self.place.rollbacks, self.place.rate
+        what, step, rollbacks, phase = str(error), self.place.step, self.place.rollbacks, self.place.phase
+        self.rates[phase] = self.place.rate
         if self.chief:
             self.checkpoints.discard(error.step)
         found = self.checkpoints.newest(self.progress.say, error.step)
@@ -470,13 +494,13 @@ class _Training:
             raise DivergedError(
                 f"{what}, after {rollbacks} rollbacks; {kept}. Lower the rates in a recipe of your own", step
             )
-        phase = self.place.phase
         self.place, self.saved = self._start(), (-1, -1)
         self.networks.go_on_from(self.run.initial_wiring(), {})
         state = self._restore(error.step)
-        # In the phase before, its own rate: at that the same steps would lead here again.
+        # Of the phase before, its own rate, as it was there at last: at that the same steps would lead here again.
         self.place.rollbacks = rollbacks + 1
-        self.place.rate = (rate if self.place.phase == phase else self.place.rate) / 2
+        self.place.rate = min(self.place.rate, self.rates.get(self.place.phase, 1.0)) / 2
+        self.rates[self.place.phase] = self.place.rate
         self.progress.say(f"Rolled back: {what}; on from step {self.place.step} at half the rate")
         return state
 

@@ -25,6 +25,8 @@ from gated_resnext.recipes import Recipe
 # Versions and hardware, of each machine in turn where a training went on.
 TRAINED_ON = "trained_on.json"
 NOT_RECORDED = "not recorded"
+DIVERGED = "diverged.json"
+KEPT = "checkpoints", "metrics.jsonl", "result.json", DIVERGED  # of which a training that kept anything has one
 NUMBERS = "top1", "top5", "epochs", "seconds", "test_images", "parameters", "parameters_pruned"  # of a result.json
 WIRINGS = ("learned", "random", "full", "given")
 
@@ -129,14 +131,23 @@ class Run:
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`; a last line cut short by a kill is left out."""
+    """The rows of `metrics.jsonl`; a last line cut short by a kill is left out.
+
+    Raises:
+        UserError: if another line is no row.
+    """
     path = pathlib.Path(workdir) / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+            row = json.loads(line)
+            _ = row["phase"], row["round"], row["step"]
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise UserError(f"line {number} of {path} is no row of a training; mend or remove it") from None
+        rows.append(row)
     return rows
 
 
@@ -192,12 +203,15 @@ def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def check(run: Run, workdir: pathlib.Path, *, choose: str = "--workdir") -> None:
-    """Finds that the workdir is this run's, or that nothing is in it; else tells to choose another."""
+    """Finds that the workdir is this run's, or that nothing is in it; else tells to choose another.
+
+    A run that kept nothing, such as one for which there was not enough memory, leaves the workdir to another.
+    """
     if (workdir / "run.json").is_file():
         found = Run.read(workdir)
         if run.dataset.startswith(FOLDER) and _is_gone(found.dataset):  # it moved; the checkpoints know its files
             found = dataclasses.replace(found, dataset=run.dataset)
-        if found != run:
+        if found != run and any((workdir / name).exists() for name in KEPT):
             differing = [
                 field.name
                 for field in dataclasses.fields(Run)
@@ -238,20 +252,21 @@ def alone(workdir: pathlib.Path, chief: bool = True) -> Iterator[None]:
         return
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / ".lock", "a+", encoding="utf-8") as file:
-        _lock(file, workdir)
+        locked = _lock(file, workdir)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        for partial in [*workdir.glob(".*.partial"), *workdir.glob("*/.*.partial")]:
+        for partial in [*workdir.glob(".*.partial"), *workdir.glob("*/.*.partial")] if locked else ():
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed while it wrote
         yield
 
 
-def _lock(file: Any, workdir: pathlib.Path) -> None:
+def _lock(file: Any, workdir: pathlib.Path) -> bool:
+    """Whether nobody else can hold it now."""
     try:
         import fcntl
     except ImportError:  # Windows: without a lock
-        return
+        return False
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -261,7 +276,8 @@ def _lock(file: Any, workdir: pathlib.Path) -> None:
             "another folder"
         ) from None
     except OSError:  # a file system without locks
-        return
+        return False
+    return True
 
 
 def _brief(value: Any) -> str:

@@ -230,6 +230,7 @@ def reported(run_python, tmp_path_factory):
     (folder / "padded.json").write_text(json.dumps({**RECIPE, "crop": "pad", "pad": 10**30}))
     (folder / "resized.json").write_text(json.dumps({**RECIPE, "test_resize": 10**30}))
     files.write_json(folder / "run" / "run.json", {**GOOD_RUN, "entry": "another"})
+    (folder / "run" / "metrics.jsonl").touch()
     (folder / "pictures.svg").mkdir()
     (folder / "pictures.svg" / "kept").touch()
     (folder / "broken").mkdir()

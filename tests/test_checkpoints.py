@@ -1,4 +1,4 @@
-import json
+import errno
 
 import numpy as np
 import pytest
@@ -112,7 +112,6 @@ DAMAGES = {
     "no place": lambda path: files.write_arrays(path, STATE),
     "place is no JSON": with_place("{"),
     "place is a list": with_place("[1, 2]"),
-    "place of another version": with_place(json.dumps({"phase": 1, "epoch": 3})),
 }
 
 
@@ -129,6 +128,28 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, damage):
     assert "\n" not in line
 
 
+def test_one_of_another_version_is_not_called_damaged(tmp_path):
+    of_run = Checkpoints(tmp_path)
+    for step in (5, 6):
+        of_run.write(Place(step=step), STATE)
+    with_place('{"phase": 1, "step": 6, "epoch": 3}')(tmp_path / "step000000006.npz")
+    expected = f"{tmp_path}/step000000006.npz is of another version of gated_resnext, which also keeps epoch; go on"
+    with pytest.raises(UserError, match=expected):
+        of_run.newest([].append)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_one_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch, number):
+    Checkpoints(tmp_path).write(Place(step=5), STATE)
+
+    def load(*args, **options):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(np, "load", load)
+    with pytest.raises(OSError, match="no"):
+        Checkpoints(tmp_path).newest([].append)
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_where_none_is_whole_nothing_is_overwritten(tmp_path, damage):
     of_run, said = Checkpoints(tmp_path), []
@@ -136,7 +157,9 @@ def test_where_none_is_whole_nothing_is_overwritten(tmp_path, damage):
         of_run.write(Place(step=step), STATE)
         DAMAGES[damage](tmp_path / f"step00000000{step}.npz")
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(UserError, match=f"no checkpoint in {tmp_path} is whole; delete the folder to start anew"):
+    with pytest.raises(
+        UserError, match=f"no checkpoint in {tmp_path} is whole; delete {tmp_path.parent} to start anew"
+    ):
         of_run.newest(said.append)
     assert len(said) == 2
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

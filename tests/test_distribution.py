@@ -108,6 +108,12 @@ def work(folder, data_dir, state=None, pipe=None):
     trainer.train(RUN, folder, data_dir=data_dir, scope=distribution.strategy("multi_worker"), checkpoint_s=0)
 
 
+def seldom(*arguments):
+    """The same, with a checkpoint at the end of a round alone."""
+    checkpoints.Checkpoints.due = lambda self: False
+    work(*arguments)
+
+
 # Images of noise. Those of the digits are mostly zeros, so that many units of a ReLU are at exactly zero, where any
 # rounding, as that of a sum in another order, decides on their gradient: a change of the weights by 1e-7 changes some
 # gradients by a hundredth. For the same reason the rate is low and the steps are few.
@@ -118,7 +124,8 @@ def of_noise(data_dir):
     images, rng = images_of(FEW_STEPS, data_dir), np.random.default_rng(0)
     for split, size in (("train", images.size), ("test", len(images))):
         labels = rng.integers(0, 10, size, dtype=np.int32)
-        images._arrays[split] = rng.integers(0, 256, (size, 8, 8, 1), dtype=np.uint8), labels
+        pixels = rng.integers(0, 256, (size, 8, 8, 1), dtype=np.uint8)
+        images._in_memory[split] = tf.constant(pixels), tf.constant(labels)
     return images
 
 
@@ -175,6 +182,18 @@ def harness(data_dir, folder):
         os.close(reader)
         if victim == 1:
             shutil.copytree(folder / "killed", folder / "ahead")
+    # One is told to stop: all stop after the same step, and the first one saves.
+    for told in (1, 0):
+        reader, writer = os.pipe()
+        name = f"worker_{told}_told"
+        folders = [(folder / name, data_dir, None, writer if index == told else None) for index in (0, 1)]
+        children = workers(seldom, folders, folder / name)
+        os.close(writer)
+        for _ in range(4):
+            os.read(reader, 1)
+        os.kill(children[told], signal.SIGTERM)
+        both_end(name, children)
+        os.close(reader)
     both_end("alone", alone)
     apart = start(few_steps, folder / "apart", data_dir, "mirrored", False, log=folder / "apart.log")
     both_end("apart", [apart])
@@ -249,6 +268,20 @@ def test_killed_workers_started_again_end_in_the_same_bytes(distributed):
     resumed = re.findall(r"^Resuming small after step (\d+) of 24$", (folder / "nobody_killed_0.log").read_text(), re.M)
     assert len(resumed) == 1 and 4 <= int(resumed[0]) < 24
     assert_same_end(folder / "killed", folder / "whole")
+
+
+@pytest.mark.parametrize("told", [1, 0])
+def test_where_a_worker_is_told_to_stop_all_do_and_the_step_is_saved(distributed, told):
+    folder, statuses = distributed
+    logs = [(folder / f"worker_{told}_told_{index}.log").read_text() for index in (0, 1)]
+    expected = [1, 1]
+    expected[told] = 0
+    assert statuses[f"worker_{told}_told"] == expected, logs
+    step = newest(folder / f"worker_{told}_told")["place"]["step"]
+    assert 4 <= step < 24 and step not in (9, 18)
+    assert f"\nSaved after step {step} of 24; the same command goes on from there\n" in logs[0]
+    (line,) = errors(folder / f"worker_{told}_told_{1 - told}.log")
+    assert line.startswith(f"error: another worker was told to stop; all did, after step {step}: started again on all")
 
 
 def test_workers_with_different_workdirs_are_told_so(distributed):

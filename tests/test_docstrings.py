@@ -6,11 +6,14 @@ import pathlib
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+import export
+import gated_resnext
+
+ROOMS = [pathlib.Path(package.__file__).parent for package in (gated_resnext, export)]
 WITH_EXAMPLES = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-    for package in ("gated_resnext", "export")
-    for path in (ROOT / package).rglob("*.py")
+    ".".join(path.relative_to(room.parent).with_suffix("").parts).removesuffix(".__init__")
+    for room in ROOMS
+    for path in room.rglob("*.py")
     if ">>> " in path.read_text(encoding="utf-8")
 )
 

@@ -161,3 +161,15 @@ def test_the_picture_of_the_readme_is_that_of_the_published_network():
     assert [text for text in svg.texts if text.endswith(" of 8")] == [
         f"{count} of 8" for count in card["active_blocks"]
     ]
+
+
+def test_a_users_own_style_does_not_matter(tmp_path, monkeypatch):
+    """LaTeX would take the names for formulas, and is not always there."""
+    import matplotlib
+
+    monkeypatch.setitem(matplotlib.rcParams, "text.usetex", True)
+    from gated_resnext.drawing import canvas
+
+    with canvas.picture(tmp_path / "a.svg", 3, 2) as figure:
+        figure.suptitle("digits_11_4_4_k1")
+    assert "digits_11_4_4_k1" in (tmp_path / "a.svg").read_text()

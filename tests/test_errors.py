@@ -123,3 +123,23 @@ def test_a_user_error_is_a_value_error():
 
     with pytest.raises(ValueError, match="^expected a cat$"):
         raise UserError("expected a cat")
+
+
+def test_a_mistake_is_told_where_stdout_is_closed(command, tmp_path):
+    for body, line in (('raise errors.UserError("no")', "error: no"), ("pass", "")):
+        done = subprocess.run(
+            ["sh", "-c", '"$0" "$1" >&-', sys.executable, command(body)], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert (done.returncode, done.stderr.strip()) == (1 if line else 0, line)
+
+
+def test_what_could_not_be_printed_at_the_end_is_said(command, tmp_path):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    done = subprocess.run(
+        ["sh", "-c", '"$0" "$1" > /dev/full', sys.executable, command("pass")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (1, "error: [Errno 28] No space left on device\n")

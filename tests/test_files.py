@@ -1,7 +1,9 @@
 import concurrent.futures
+import errno
 import hashlib
 import json
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -307,4 +309,32 @@ def test_missing_arrays_and_folders_are_refused(tmp_path):
 def test_pickled_objects_are_never_loaded(tmp_path):
     np.savez(tmp_path / "a.npz", a=np.array([{"a": 1}], dtype=object))
     with pytest.raises(UserError, match="a.npz is damaged and cannot be read"):
+        files.read_arrays(tmp_path / "a.npz")
+
+
+def test_folders_that_cannot_be_synced_can_be_written_to(tmp_path, monkeypatch):
+    """As those that a virtual machine shares."""
+    sync = os.fsync
+
+    def of_files_alone(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    files.write_json(tmp_path / "a.json", [1])
+    assert files.read_json(tmp_path / "a.json") == [1]
+    with files.next_version(tmp_path / "models") as version:
+        (version.folder / "b").touch()
+    assert version.path == tmp_path / "models" / "1"
+
+
+@pytest.mark.parametrize("method", [8, 14])  # deflate and LZMA, of which the bytes are none
+def test_a_member_that_is_said_to_be_compressed_is_damage(tmp_path, method):
+    files.write_arrays(tmp_path / "a.npz", {"a": np.arange(1000)})
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    place = content.index(b"PK\x01\x02") + 10
+    content[place] = method
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.npz is damaged and cannot be read"):
         files.read_arrays(tmp_path / "a.npz")

@@ -219,6 +219,27 @@ def test_what_jax_trained_is_exported_by_tensorflow(packed, tmp_path, digits_dir
     assert {"saved_model", "tflite"} <= set(checks) and max(c["max_difference"] for c in checks.values()) < 1e-4
 
 
+def test_what_replicas_trained_together_opens_under_jax(tmp_path):
+    from gated_resnext import GatedResNeXt, zoo
+
+    model = GatedResNeXt(zoo.architecture("digits_11_4_4_k2"), synchronized=True, seed=0)
+    model.save(tmp_path / "model.keras")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
+    np.save(tmp_path / "pixels.npy", pixels)
+    code = """
+        import sys
+        import numpy as np
+        import gated_resnext
+        model = gated_resnext.load(sys.argv[1])
+        assert model.synchronized and model.get_config()["synchronized"]
+        np.save(sys.argv[3], np.asarray(model(np.load(sys.argv[2]), training=True)))
+    """
+    in_jax(code, tmp_path / "model.keras", tmp_path / "pixels.npy", tmp_path / "found.npy")
+    assert np.load(tmp_path / "found.npy").shape == (3, 10)
+    in_jax(code.replace(", training=True", ""), *(tmp_path / name for name in ("model.keras", "pixels.npy", "f.npy")))
+    np.testing.assert_allclose(np.load(tmp_path / "f.npy"), model(pixels), atol=1e-5)
+
+
 def test_weights_of_the_sums_learn_under_jax(packed, tmp_path):
     code = """
         import sys

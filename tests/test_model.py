@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import pickle
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import oracle
 import pytest
 import tensorflow as tf
 
+import gated_resnext
 from gated_resnext import gates
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
@@ -385,7 +387,7 @@ def test_mixed_precision_keeps_the_head_and_all_variables_in_float32():
         keras.config.set_dtype_policy(before)
     images = oracle.random_images(SMALL.input_shape, batch=3, seed=8)
     assert model.get_layer("stage2_module1").compute_dtype == "bfloat16"
-    assert {v.dtype for v in model.variables} == {"float32", "int32"}
+    assert {v.dtype for v in model.variables} == {"float32", "int64"}  # TensorFlow keeps no int32 on a GPU
     result = model(images)
     assert result.dtype == tf.float32
     expected = reference(model, model.weights_by_name(), images, mixings_of(model, training=False)).probabilities
@@ -600,3 +602,49 @@ def test_the_same_network_under_jax(aggregation, tmp_path):
     projected = clipped / clipped.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found["stage2_module1_gate/real_gates"], projected, rtol=1e-4, atol=1e-5)
     assert found["stage2_module1_gate/step"] == 1
+
+
+# Within other people's programs
+
+
+def test_names_are_the_same_wherever_it_was_made():
+    plain = network(TWO_MODULES)
+
+    class Mine(keras.Model):
+        def build(self, shape):
+            self.trunk = GatedResNeXt(TWO_MODULES, None, None, seed=3)
+            self.small = gated_resnext.prune(gated_resnext.freeze(self.trunk))
+
+        def call(self, images):
+            return self.small(images)
+
+    mine = Mine()
+    mine(oracle.random_images(SMALL.input_shape, batch=1, seed=0))
+    assert list(mine.trunk.weights_by_name()) == list(plain.weights_by_name())
+    assert mine.trunk.variables[-1].path not in plain.weights_by_name(), "Keras has another name for it"
+    mine.trunk.assign_by_name(plain.weights_by_name())
+    images = oracle.random_images(SMALL.input_shape, batch=3, seed=1)
+    np.testing.assert_array_equal(mine.trunk(images), plain(images))
+    pruned = gated_resnext.prune(gated_resnext.freeze(mine.trunk))
+    np.testing.assert_allclose(pruned(images), plain(images), atol=1e-6)
+
+
+def test_it_is_quantised_by_the_export():
+    with pytest.raises(ValueError, match="is quantised as it is exported: python -m export.prune_and_save --formats"):
+        network(TWO_MODULES).quantize("int8")
+
+
+def test_a_compiled_network_opens_where_the_networks_class_alone_was_imported(run_python, tmp_path):
+    model = network(TWO_MODULES)
+    model.compile(GateConnectSGD(0.1), "sparse_categorical_crossentropy")
+    model.save(tmp_path / "compiled.keras")
+    (tmp_path / "pickled").write_bytes(pickle.dumps(model))
+    code = """
+import sys, keras
+from gated_resnext import GatedResNeXt
+print(type(keras.saving.load_model(sys.argv[1]).optimizer).__name__)
+"""
+    done = run_python("-c", code, tmp_path / "compiled.keras")
+    assert (done.returncode, done.stdout) == (0, "GateConnectSGD\n"), done.stderr[-2000:]
+    done = run_python("-c", "import pickle, sys; pickle.load(open(sys.argv[1], 'rb'))", tmp_path / "pickled")
+    assert done.returncode == 0, done.stderr[-2000:]

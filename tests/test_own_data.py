@@ -17,6 +17,7 @@ from gated_resnext.datasets.table import FOLDER
 from gated_resnext.errors import UserError
 from gated_resnext.own_data import run_of
 from gated_resnext.recipes import RECIPES, read
+from gated_resnext.sources import FolderSource
 from gated_resnext.workdir import Run
 
 TINY = {
@@ -247,6 +248,9 @@ CHANGES = {
     "several added": lambda folder: add(folder, "a.png", "b.png", "z.png"),
     "one removed": remove,
     "one replaced": lambda folder: (remove(folder), add(folder, "z.png")),
+    "one with another content": lambda folder: shutil.copy(
+        min((folder / "digit 0").iterdir()), min((folder / "digit 3").iterdir())
+    ),
     "a class added": lambda folder: shutil.copytree(folder / "digit 3", folder / "digit 33"),
     "a class removed": lambda folder: shutil.rmtree(folder / "digit 9"),
 }
@@ -308,6 +312,33 @@ def test_the_command_says_so_in_one_line(copied, run_python, tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "began with other images of folder:" in line and line.endswith("choose another --workdir")
+
+
+def test_a_run_that_knew_its_images_by_name_alone_goes_on(copied):
+    images, workdir = copied
+    names = FolderSource(images).digests()[1]
+    for path in (workdir / "checkpoints").glob("*.npz"):
+        state = files.read_arrays(path)
+        place = {**json.loads(str(state["place"])), "images": names}
+        files.write_arrays(path, {**state, "place": np.array(json.dumps(place))})
+    assert trainer.train(Run.read(workdir), workdir)["top1"] == files.read_json(workdir / "result.json")["top1"]
+    remove(images)
+    with pytest.raises(UserError, match="began with other images"):
+        trainer.train(Run.read(workdir), workdir)
+
+
+@pytest.mark.parametrize("damage", ["gone", "broken"])
+def test_an_image_that_is_lost_in_the_middle_is_named(copied, tmp_path, damage):
+    images, _ = copied
+    files.write_json(tmp_path / "quick.json", RECIPE)
+    run = run_of(f"{FOLDER}{images}", fields=TINY, recipe=lambda own: read(str(tmp_path / "quick.json")))
+
+    def lost(row):
+        for path in (images / "digit 7").iterdir():
+            path.unlink() if damage == "gone" else path.write_bytes(b"\x89PNG, but not for long")
+
+    with pytest.raises(UserError, match=r"an image could not be read \(.*\); mend that, and the same command goes on"):
+        trainer.train(run, tmp_path / "new", on_round=lost)
 
 
 def test_a_broken_image_is_named_before_the_training(copied, run_python, tmp_path):

@@ -50,7 +50,7 @@ def test_losses_of_mixed_precision_track_those_of_float32(in_float32, precision,
     for window in np.arange(STEPS).reshape(5, 10):
         np.testing.assert_allclose(found[window].mean(), in_float32[window].mean(), rtol=0.06)
     for variable in model.variables:
-        assert variable.dtype in ("float32", "int32"), variable.path
+        assert variable.dtype in ("float32", "int64"), variable.path
 
 
 def test_the_network_of_a_precision_keeps_it_and_its_function():

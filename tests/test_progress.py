@@ -134,3 +134,12 @@ def test_a_terminal_counts_images_in_a_bar(terminal, capsys):
     counted.add(10)
     out = capsys.readouterr().out
     assert "10/20" in out and "20/20" in out
+
+
+def test_without_a_stdout_there_is_no_sign_and_no_failure(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    shown = Progress(10, 2, 64)
+    shown.say("a line")
+    shown.show("round 1", 1, 5, 1, 0, MEANS)
+    shown.show_round("round 1", 5, 1, MEANS, TESTS)
+    Count(10).add(5)

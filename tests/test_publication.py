@@ -68,6 +68,21 @@ def test_the_card_names_the_machines_that_the_training_wrote_down(trained, digit
         publication.publish(place, folder, data_dir=digits_dir)
 
 
+def test_weights_and_card_are_replaced_together(trained, digits_dir, folder, monkeypatch):
+    publication.publish(trained, folder, data_dir=digits_dir, hardware="an abacus")
+    published = {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()}
+    write = files.write_json
+
+    def full(path, value):
+        write(path, value)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "write_json", full)
+    with pytest.raises(OSError, match="No space"):
+        publication.publish(trained, folder, data_dir=digits_dir, hardware="a loom")
+    assert {path: path.read_bytes() for path in folder.rglob("*.*") if path.is_file()} == published
+
+
 def test_weights_that_halves_would_change_stay_float32(trained, digits_dir, folder, monkeypatch):
     measured, top1 = [], publication.top1
 

@@ -2,7 +2,9 @@
 
 import io
 import os
+import pathlib
 import re
+import shutil
 import zlib
 
 import numpy as np
@@ -486,3 +488,66 @@ def test_our_own_data_sets_need_no_special_name(digits_dir):
     assert open_source("optical_digits:1.0.0", digits_dir).sizes == {"train": 1437, "test": 360}
     with pytest.raises(UserError, match="optical_digits:9.9.9"):
         open_source("optical_digits:9.9.9", digits_dir)
+
+
+# Where data sets are
+
+
+def test_the_folder_of_tensorflow_datasets_is_the_users(digits_dir, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(digits_dir))
+    assert open_source("optical_digits").builder.data_path.parents[1] == digits_dir
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["gs://bucket/tfds", "s3://bucket"])
+def test_a_folder_of_a_cloud_is_refused(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"read from a folder of this machine. Received: {folder}; copy it or mount it"):
+        open_source("optical_digits", folder)
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_home_folder_one_is_asked_for(monkeypatch):
+    def nowhere(self):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setattr(pathlib.Path, "expanduser", nowhere)
+    with pytest.raises(UserError, match="there is no home folder here: say where data sets are, by --data_dir=FOLDER"):
+        open_source("optical_digits")
+
+
+def test_two_that_prepare_a_data_set_at_once_both_have_it(digits_dir, tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    from gated_resnext import datasets
+
+    datasets.register()
+    kind = type(tfds.builder("optical_digits", data_dir=digits_dir))
+
+    def late(self, **options):
+        shutil.copytree(digits_dir / "optical_digits", tmp_path / "optical_digits")  # the other one
+        raise FileExistsError("Cannot rename: Destination already exists.")
+
+    monkeypatch.setattr(kind, "download_and_prepare", late)
+    assert open_source("optical_digits", tmp_path).sizes == {"train": 1437, "test": 360}
+
+
+def test_a_builder_of_ones_own_may_have_the_name_of_another(run_python, digits_dir):
+    code = """
+import sys
+import tensorflow_datasets as tfds
+from gated_resnext.sources import open_source
+
+class MiniImagenet(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    def _info(self): ...
+    def _split_generators(self, manager): ...
+    def _generate_examples(self): ...
+
+print(open_source("optical_digits", sys.argv[1]).sizes)
+"""
+    done = run_python("-c", code, digits_dir)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "{'train': 1437, 'test': 360}\n"

@@ -225,7 +225,7 @@ def test_a_step_that_does_not_end_is_left_and_the_checkpoint_before_it_stays(sto
     _, found = stopped
     one = found[moment]
     assert one["status"] == 0, one["printed"]
-    assert one["printed"].endswith("Stopped during a step; the newest checkpoint is from before it\n")
+    assert one["printed"].endswith("Stopped at once; the same command goes on from the newest checkpoint\n")
     assert one["step"] == step
 
 
@@ -342,6 +342,16 @@ def test_one_within_another_tells_it_of_a_signal_that_came_too_late():
         assert outer.asked
     with termination.Termination() as alone:
         assert not alone.asked
+
+
+def test_one_within_another_that_was_asked_is_asked_too():
+    with termination.Termination() as outer:
+        signal.raise_signal(signal.SIGTERM)
+        with termination.Termination() as inner:
+            assert outer.asked and inner.asked and not inner.interrupted
+        outer.interrupted = True
+        with termination.Termination() as inner:
+            assert inner.interrupted
 
 
 def test_in_another_thread_signals_are_left_to_the_program():

@@ -2,6 +2,8 @@ import concurrent.futures
 import dataclasses
 import json
 import math
+import os
+import pathlib
 import re
 import shutil
 
@@ -415,8 +417,14 @@ def test_weights_of_the_sums_are_learned_kept_when_the_wiring_is_fixed_and_learn
 
 def test_a_cut_off_row_of_metrics_is_left_out(tmp_path):
     assert workdir.read_metrics(tmp_path) == []
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
-    assert workdir.read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+    written = [{"phase": 1, "round": number, "step": 9 * number} for number in (1, 2, 3)]
+    first, second, third = map(json.dumps, written)
+    (tmp_path / "metrics.jsonl").write_text(f"{first}\n{second}\n{third[:-4]}")
+    assert workdir.read_metrics(tmp_path) == written[:2]
+    for bad in (b"{", b"\xff\xfe", b"[]", b"5", b'{"step": 3}'):
+        (tmp_path / "metrics.jsonl").write_bytes(f"{first}\n".encode() + bad + f"\n{third}\n".encode())
+        with pytest.raises(UserError, match=r"line 2 of .*metrics\.jsonl is no row of a training; mend or remove it"):
+            workdir.read_metrics(tmp_path)
 
 
 # A workdir that is not this run's
@@ -442,6 +450,59 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(uninterrupted, digit
     with pytest.raises(UserError, match=f"{uninterrupted} belongs to another run .*{named}.*choose another --workdir"):
         trainer.train(run, uninterrupted, data_dir=digits_dir)
     assert contents(uninterrupted, but=()) == before
+
+
+def test_a_run_that_kept_nothing_leaves_its_workdir_to_another(digits_dir, tmp_path, monkeypatch):
+    def fail(self, batches, count):
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(loop.Loop, "train", fail)
+        trainer.train(small_run((0.1, 0.1, 0.2)), tmp_path, data_dir=digits_dir)
+    smaller = dataclasses.replace(small_run((0.1, 0.1, 0.2)), seed=8)
+    trainer.train(smaller, tmp_path, data_dir=digits_dir)
+    assert Run.read(tmp_path) == smaller
+    with pytest.raises(UserError, match="belongs to another run .seed is 8 there and 5 here"):
+        trainer.train(small_run((0.1, 0.1, 0.2)), tmp_path, data_dir=digits_dir)
+
+
+def test_another_run_that_begins_while_the_images_are_prepared_keeps_the_workdir(digits_dir, tmp_path, monkeypatch):
+    images, other = TensorFlowEngine.images, dataclasses.replace(small_run((0.1, 0.1)), seed=8)
+
+    def slowly(self, *args):
+        if not (tmp_path / "run.json").exists():
+            files.write_json(tmp_path / "run.json", other.to_dict())
+            (tmp_path / "metrics.jsonl").touch()
+        return images(self, *args)
+
+    monkeypatch.setattr(TensorFlowEngine, "images", slowly)
+    with pytest.raises(UserError, match="belongs to another run"):
+        trainer.train(small_run((0.1, 0.1)), tmp_path, data_dir=digits_dir)
+    assert Run.read(tmp_path) == other
+
+
+def test_the_caller_may_go_elsewhere_meanwhile(digits_dir, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    trainer.train(
+        small_run((0.1, 0.1), (0.1, 0.1)),
+        "run",
+        data_dir=digits_dir,
+        on_round=lambda row: monkeypatch.chdir(tmp_path / "elsewhere"),
+    )
+    assert (tmp_path / "run" / "result.json").is_file() and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_workdir_may_have_any_name_and_its_tensorboard_lie_elsewhere(digits_dir, tmp_path):
+    folder = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 %d {x}"))
+    (tmp_path / "events").mkdir()
+    folder.mkdir()
+    (folder / "tensorboard").symlink_to(tmp_path / "events")
+    (tmp_path / "events" / "events.out.tfevents.1").touch()
+    files.write_json(folder / "run.json", small_run((0.1, 0.1)).to_dict())
+    trainer.train(small_run((0.1, 0.1)), folder, data_dir=digits_dir)
+    (events,) = (tmp_path / "events").iterdir()
+    assert events.stat().st_size > 0 and (folder / "model.keras").is_file()
 
 
 def test_a_folder_of_other_things_is_refused_and_left_alone(digits_dir, tmp_path):
@@ -477,7 +538,7 @@ def displaced(path, **changes):
     rewritten(path, change)
 
 
-NONE_WHOLE = "no checkpoint in .*/checkpoints is whole; delete the folder"
+NONE_WHOLE = "no checkpoint in .*/checkpoints is whole; delete .*/copy to start anew"
 OF_ANOTHER = "is of another network .*delete it"
 DAMAGES = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:5000]), NONE_WHOLE),
@@ -520,6 +581,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(uninterrupted,
     assert "Resuming small after step 33 of 42\n" in said
     assert older.exists()
     assert_same_end(folder, uninterrupted)
+
+
+def test_a_damaged_checkpoint_takes_no_place_of_a_whole_one(uninterrupted, digits_dir, tmp_path):
+    folder = shutil.copytree(uninterrupted.with_name("after_step_42"), tmp_path / "copy")
+    older, damaged = sorted((folder / "checkpoints").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-1000])
+    run = small_run(*PHASES)
+    training = Photographed(run, folder, images_of(run, digits_dir), TensorFlowEngine())
+    training.within = (35,)
+    training.run_phases()
+    kept = sorted(path.name for path in (tmp_path / "within_step_35" / "checkpoints").iterdir())
+    assert kept == [older.name, "step000000035.npz"] and older.name == "step000000033.npz"
 
 
 # What can go wrong in training
@@ -616,9 +689,31 @@ def test_rolling_back_over_the_end_of_a_phase_halves_the_rate_of_that(
     assert rates == [(3, 1, 0.01), (3, 2, 0.005), (4, 1, 0.004)]
 
 
-@pytest.mark.parametrize("entry", ["digits_11_4_4_k1", "digits_11_4_4_random_k2", "digits_11_4_4_full"])
-def test_rolling_back_where_there_is_no_checkpoint_begins_again(entry, digits_dir, tmp_path, capsys, diverging):
-    run = Run.of(entry, small_run((0.5, 0.01)).recipe, seed=0)
+def test_rolling_back_over_the_end_of_a_phase_again_halves_that_rate_again(
+    uninterrupted, digits_dir, tmp_path, capsys, monkeypatch
+):
+    run, train, left = small_run(*PHASES, (0.5, 0.004)), loop.Loop.train, [True, True]
+
+    def diverge(self, batches, count):
+        scores = train(self, batches, count)
+        if left and float(self.optimizer.learning_rate) == np.float32(0.004):
+            left.pop()
+            scores[-1] = np.nan
+        return scores
+
+    monkeypatch.setattr(loop.Loop, "train", diverge)
+    monkeypatch.setattr(trainer, "CALL_S", 0)  # a step a call: the first of its phase
+    folder = begun(uninterrupted, tmp_path / "small", run)
+    assert trainer.train(run, folder, data_dir=digits_dir, on_nan="rollback")["rollbacks"] == 2
+    assert capsys.readouterr().out.count("; on from step 33 at half the rate") == 2
+    rates = [(row["phase"], row["round"], row["learning_rate"]) for row in rows(folder)[-3:]]
+    assert rates == [(3, 1, 0.01), (3, 2, 0.0025), (4, 1, 0.004)]
+
+
+@pytest.mark.parametrize("wiring", ["learned", "random", "full"])
+def test_rolling_back_where_there_is_no_checkpoint_begins_again(wiring, digits_dir, tmp_path, capsys, diverging):
+    shape = SMALL.replace(aggregation="shared", fan_in=3) if wiring == "full" else SMALL
+    run = small_run((0.5, 0.01), wiring=wiring, architecture=shape)
     result = trainer.train(run, tmp_path / "small", data_dir=digits_dir, on_nan="rollback")
     assert "; on from step 0 at half the rate" in capsys.readouterr().out
     assert (result["rollbacks"], result["steps"]) == (1, 6)
@@ -626,8 +721,8 @@ def test_rolling_back_where_there_is_no_checkpoint_begins_again(entry, digits_di
     trainer.train(
         dataclasses.replace(run, recipe=small_run((0.5, 0.005)).recipe), tmp_path / "half", data_dir=digits_dir
     )
-    wiring = files.read_json(tmp_path / "half" / "result.json")["connectivity"]
-    assert result["connectivity"] == wiring and (wiring is None) == (entry == "digits_11_4_4_full")
+    learned = files.read_json(tmp_path / "half" / "result.json")["connectivity"]
+    assert result["connectivity"] == learned and (learned is None) == (wiring == "full")
     for name, value in weights(tmp_path / "half").items():  # the initial weights, not those that diverged
         np.testing.assert_array_equal(weights(tmp_path / "small")[name], value, err_msg=name)
 
@@ -651,13 +746,15 @@ def test_to_go_on_in_another_arithmetic_is_refused(uninterrupted, digits_dir, tm
     assert contents(folder) == before
 
 
-def test_to_go_on_under_another_backend_is_refused(uninterrupted, digits_dir, tmp_path):
+@pytest.mark.parametrize("digest", ["that", "another"])  # as where both backends know a limit by another name
+def test_to_go_on_under_another_backend_is_refused(uninterrupted, digits_dir, tmp_path, digest):
     folder = shutil.copytree(uninterrupted.with_name("after_step_33"), tmp_path / "copy")
     for path in (folder / "checkpoints").glob("*.npz"):
         state = files.read_arrays(path)
         place = json.loads(str(state["place"]))
         assert place["arithmetic"]["backend"] == "tensorflow"
         place["arithmetic"]["backend"] = "jax"
+        place["images"] += "" if digest == "that" else ", the first 640"
         files.write_arrays(path, {**state, "place": np.array(json.dumps(place))})
     before = contents(folder)
     with pytest.raises(UserError, match="the run began with KERAS_BACKEND=jax; go on with that, or begin in another"):
@@ -704,8 +801,16 @@ def test_to_evaluate_again_keeps_the_version_that_trained(trained, digits_dir, t
     result = {**files.read_json(folder / "result.json"), "version": "0.0.1"}
     files.write_json(folder / "result.json", result)
     assert trainer.train(Run.read(folder), folder, data_dir=digits_dir) == result
-    for path in (folder / "checkpoints").glob("*.npz"):
-        path.unlink()
+    shutil.rmtree(folder / "checkpoints")
+    before = contents(folder)
+    gone = "is of a training whose checkpoints are gone; put checkpoints/ back, or choose another folder"
+    with pytest.raises(UserError, match=gone):
+        trainer.train(Run.read(folder), folder, data_dir=digits_dir)
+    assert contents(folder) == before
+    (folder / "result.json").unlink()
+    with pytest.raises(UserError, match=gone):
+        trainer.train(Run.read(folder), folder, data_dir=digits_dir)
+    (folder / "metrics.jsonl").unlink()
     assert trainer.train(Run.read(folder), folder, data_dir=digits_dir)["version"] == gated_resnext.__version__
 
 

@@ -15,15 +15,18 @@ __all__ = ["labels", "register"]
 _BUILDER_MODULES = ("mini_imagenet", "optical_digits")
 
 
-def register() -> None:
+def register(name: str | None = None) -> None:
     """Makes this project's data sets known to `tfds.builder` and `tfds.load`. Calling it again does nothing.
+
+    With a name, makes that data set known alone, and none if it is not of this project: a builder of the caller's may
+    have the name of another.
 
     >>> import tensorflow_datasets as tfds
     >>> register()
     >>> tfds.builder("optical_digits").info.features["image"].shape
     (8, 8, 1)
     """
-    for module in _BUILDER_MODULES:
+    for module in _BUILDER_MODULES if name is None else {name}.intersection(_BUILDER_MODULES):
         importlib.import_module(f"{__name__}.{module}")
 
 
@@ -35,5 +38,5 @@ def labels(name: str) -> list[str]:
     """
     import tensorflow_datasets as tfds
 
-    register()
+    register(name)
     return list(tfds.builder(name, try_gcs=False).info.features["label"].names)

@@ -43,6 +43,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "gated_resnext",  # ids that do not differ from one run to the next
     "text.color": TEXT,
+    "text.usetex": False,
     "text.parse_math": False,  # names have underscores, and may have dollars
     "xtick.color": QUIET,
     "xtick.labelcolor": TEXT,
