@@ -15,11 +15,12 @@ import keras
 import numpy as np
 
 from export.bundles import BUNDLE_CHANNELS, bundles, groups
-from gated_resnext.architecture import STEMS, ModulePlan
+from gated_resnext.architecture import STEMS, Architecture, ModulePlan
+from gated_resnext.connectivity import Connectivity
 from gated_resnext.layers import LAST
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.norm import EPSILON
-from gated_resnext.pruning import prune
+from gated_resnext.pruning import cut
 
 Weights = dict[str, np.ndarray]
 
@@ -85,14 +86,26 @@ def compact(model: GatedResNeXt, *, bundle_channels: int = BUNDLE_CHANNELS, tool
         raise ValueError("a network with real-valued gates has no compact graph: every block reads every other")
     if not model.include_top:
         raise ValueError("the compact graph ends in probabilities. Received: a network with include_top=False")
-    return _Builder(prune(model), bundle_channels, toolkit).model()
+    wiring = model.wiring()
+    weights, _ = cut(model.weights_by_name(), model.architecture, wiring)  # as `prune` does
+    return _Builder(model.name, model.architecture, wiring.pruned(), weights, bundle_channels, toolkit).model()
 
 
 class _Builder:
-    def __init__(self, model: GatedResNeXt, bundle_channels: int, toolkit: Toolkit) -> None:
-        self.source, self.arch, self.wiring = model, model.architecture, model.wiring()
+    """Of a network without unused blocks."""
+
+    def __init__(
+        self,
+        name: str,
+        architecture: Architecture,
+        wiring: Connectivity,
+        weights: Weights,
+        bundle_channels: int,
+        toolkit: Toolkit,
+    ) -> None:
+        self.name, self.arch, self.wiring = name, architecture, wiring
         self.bundle_channels, self.toolkit, self.layers = bundle_channels, toolkit, toolkit.layers
-        self.weights: Weights = {name: value.astype(np.float64) for name, value in model.weights_by_name().items()}
+        self.weights: Weights = {name: value.astype(np.float64) for name, value in weights.items()}
         self.filled: list[tuple[Any, Folded]] = []
 
     def model(self) -> Any:
@@ -111,7 +124,7 @@ class _Builder:
             head = Folded(head.kernel * self.wiring.blocks[-1], head.bias)
         classifier = layers.Dense(self.arch.classes, name="classifier")
         x = layers.Activation("softmax", name="probabilities")(self._filled(classifier, x, head))
-        model = self.toolkit.model(images, x, name=self.source.name)
+        model = self.toolkit.model(images, x, name=self.name)
         for layer, folded in self.filled:
             layer.set_weights([folded.kernel, folded.bias])
         return model

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 BATCH = 128
 SAVED_MODEL = flags.DEFINE_multi_string("saved_model", [], "SavedModel folder or .tflite file; give it twice.")
 IMAGES_FROM = flags.DEFINE_string("images_from", None, f"Data set of the test images: {', '.join(DATASETS)}.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder of tensorflow-datasets. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
+)
 IMAGES = flags.DEFINE_integer("images", 1000, "How many images, from the first test image on.", lower_bound=1)
 WHITE = flags.DEFINE_multi_float(
     "white", [255.0], "A white pixel in an input of floats: 255 or 1. Once for both networks, or once for each."

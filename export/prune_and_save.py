@@ -37,7 +37,9 @@ IMAGE_FOLDER = flags.DEFINE_string(
     "image_folder", None, "Where the images of --workdir are now, if it was trained on a folder that is elsewhere."
 )
 MAX_TOP1_DROP = flags.DEFINE_float("max_top1_drop", 0.5, "Points of top-1 that a quantised format may lose.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder of tensorflow-datasets. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
+)
 SAMPLES = 256  # training images on which int8 measures its ranges
 IMAGES = flags.DEFINE_integer(
     "images", 1000, "Test images to check on: the first, of a folder evenly spaced ones; 0 for all.", lower_bound=0

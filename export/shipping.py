@@ -19,7 +19,7 @@ from export.formats import DEFAULT, FORMATS
 from gated_resnext import files, trained
 from gated_resnext.branches import GatedBranches
 from gated_resnext.errors import UserError
-from gated_resnext.evaluation import are_probabilities, check_one_class_each, top1
+from gated_resnext.evaluation import are_probabilities, check_one_class_each, filled, top1
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.nested import layers_of
 from gated_resnext.preprocessing import Preprocessing
@@ -296,7 +296,9 @@ def _parameters(model: keras.Model) -> int:
 
 def run_in_batches(run: Callable[[Any], np.ndarray], images: Any) -> np.ndarray:
     """Probabilities of all images or pictures, `BATCH` at a time."""
-    return np.concatenate([run(images[start : start + BATCH]) for start in range(0, len(images), BATCH)])
+    size = min(BATCH, len(images))
+    rows = [run(filled(images[start : start + size], size)) for start in range(0, len(images), size)]
+    return np.concatenate(rows)[: len(images)]
 
 
 def _check(

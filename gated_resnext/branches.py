@@ -154,12 +154,16 @@ class GatedBranches(keras.layers.Layer):
         """
         chosen = [self.branches[branch] for branch in branches]
         clones = [type(branch).from_config(branch.get_config()) for branch in chosen]
-        return GatedBranches(**{**self.get_config(), "branches": clones, "sources": sources})
+        return GatedBranches(**{**self._settings(), "branches": clones, "sources": sources})
 
     def get_config(self) -> dict[str, Any]:
+        branches = [keras.saving.serialize_keras_object(branch) for branch in self.branches]
+        return {**self._settings(), "branches": branches}
+
+    def _settings(self) -> dict[str, Any]:
+        """All but the branches."""
         return {
             **super().get_config(),
-            "branches": [keras.saving.serialize_keras_object(branch) for branch in self.branches],
             "fan_in": self.gate.fan_in,
             "aggregation": self.gate.aggregation,
             "activation": keras.activations.serialize(self.activation),

@@ -32,7 +32,9 @@ DATASET = flags.DEFINE_string(
 IMAGE_FOLDER = flags.DEFINE_string("image_folder", None, "Or a folder of images with a sub-folder for each class.")
 SPLIT = flags.DEFINE_enum("split", "test", trained.SPLITS, "Which of them; training images as they are, not augmented.")
 DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder of tensorflow-datasets, or of gated_resnext.pack. Default: ~/tensorflow_datasets."
+    "data_dir",
+    None,
+    "Folder of tensorflow-datasets, or of gated_resnext.pack. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
 )
 IMAGES = flags.DEFINE_integer(
     "images", None, "How many: the first, of a folder evenly spaced ones. Default: all.", lower_bound=1

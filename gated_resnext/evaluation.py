@@ -228,12 +228,28 @@ def answers(
     Returns:
         (images, classes), and the right classes (images,).
     """
-    outputs, right = [], []
+    outputs, right, size = [], [], 0
     for images, classes in batches:
-        outputs.append(run(images))
+        size = size or len(images)
+        outputs.append(run(filled(images, size))[: len(images)])
         right.append(classes)
         seen(len(classes))
     return np.concatenate(outputs), np.concatenate(right)
+
+
+def filled(images: Any, size: int) -> Any:
+    """So many images, the last one again for those that are missing: a shorter batch would be compiled of its own.
+
+    Args:
+        images: an array, or a list of picture files; at least one.
+        size: what is asked for; with as many images or more they come back as they are.
+    """
+    missing = size - len(images)
+    if missing <= 0:
+        return images
+    if isinstance(images, np.ndarray):
+        return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
+    return [*images, *[images[-1]] * missing]
 
 
 def are_probabilities(outputs: np.ndarray) -> bool:

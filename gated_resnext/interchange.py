@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from gated_resnext.errors import UserError, shortened
+from gated_resnext.evaluation import filled
 
 SIGNATURE = "serving_default"
 BATCH = 64
@@ -41,11 +42,9 @@ class Opened(NamedTuple):
         Raises:
             UserError: if it does not take them.
         """
-        size = self.batch or BATCH
-        padding = -len(images) % size if self.batch else 0
-        padded = np.concatenate([images, np.repeat(images[-1:], padding, axis=0)]) if padding else images
+        size = self.batch or min(BATCH, len(images))
         try:
-            rows = [self.run(padded[start : start + size]) for start in range(0, len(padded), size)]
+            rows = [self.run(filled(images[start : start + size], size)) for start in range(0, len(images), size)]
         except Exception as error:
             reason = shortened(error)
             raise UserError(f"{self.path} does not take images of the shape {images.shape[1:]}: {reason}") from None

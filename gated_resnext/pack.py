@@ -17,7 +17,9 @@ from gated_resnext import errors, recipes, zoo
 
 PACKED = [name for name, info in zoo.DATASETS.items() if not info.streamed]
 DATASET = flags.DEFINE_string("dataset", None, f"One of {', '.join(PACKED)}.", required=True)
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets. Default: ~/tensorflow_datasets.")
+DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder of tensorflow-datasets. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
+)
 OUTPUT = flags.DEFINE_string("output", "arrays", "Folder in which <dataset>/ is written.")
 PART_MIB = flags.DEFINE_integer("part_mib", 48, "The most pixels of a file, in MiB before compression.", lower_bound=1)
 

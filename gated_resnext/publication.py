@@ -67,7 +67,7 @@ def publish(
     if hardware == NOT_RECORDED:
         raise UserError(f"{workdir} does not say what it was trained on; give that by --hardware")
     model = zoo.load(run.entry, workdir / "model.keras")
-    images = trained.images_for(trained.of_workdir(workdir), data_dir=data_dir)
+    images = trained.images_for(trained.of_workdir(workdir, model), data_dir=data_dir)
     weights = model.weights_by_name()
     reached = _reached(model, images, result)
     halved = {name: _shrunk(value, np.float16) for name, value in weights.items()}

@@ -16,7 +16,9 @@ from gated_resnext import errors
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training.", required=True)
 DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder of tensorflow-datasets, or of gated_resnext.pack. Default: ~/tensorflow_datasets."
+    "data_dir",
+    None,
+    "Folder of tensorflow-datasets, or of gated_resnext.pack. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets.",
 )
 HARDWARE = flags.DEFINE_string(
     "hardware", None, "What it was trained on, for the card. Default: what the training wrote down of that."

@@ -38,7 +38,7 @@ LIMIT = flags.DEFINE_integer(
 DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "Folder of tensorflow-datasets (default: ~/tensorflow_datasets), or under JAX of gated_resnext.pack (default: .).",
+    "Folder of tensorflow-datasets ($TFDS_DATA_DIR or ~/tensorflow_datasets), or under JAX of gated_resnext.pack (.).",
 )
 OUTPUT = flags.DEFINE_string("output", "runs/reproduce", "Folder of workdirs, Markdown and CSV.")
 HARDWARE = flags.DEFINE_string(

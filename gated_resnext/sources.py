@@ -38,7 +38,7 @@ def open_source(
 
     Args:
         name: a key of `DATASETS`, any other name that tensorflow-datasets knows, or "folder:PATH".
-        data_dir: folder of tensorflow-datasets; None for `DEFAULT_DATA_DIR`.
+        data_dir: folder of tensorflow-datasets; None for that of `TFDS_DATA_DIR`, or else `DEFAULT_DATA_DIR`.
         limit: of the training images, only the first so many; None for all. The test images are never cut.
 
     Raises:

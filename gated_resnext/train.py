@@ -47,7 +47,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs
 DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
-    "Folder of tensorflow-datasets (default: ~/tensorflow_datasets), or under JAX of gated_resnext.pack (default: .).",
+    "Folder of tensorflow-datasets ($TFDS_DATA_DIR or ~/tensorflow_datasets), or under JAX of gated_resnext.pack (.).",
 )
 SEED = flags.DEFINE_integer("seed", 0, "Seed of weights, draws, shuffling and augmentation.", 0, 2**63 - 1)
 flags.adopt_module_key_flags(training_flags)

@@ -54,8 +54,8 @@ def of_entry(name: str) -> Trained:
     return _of_model(model, name, "the zoo's published weights", card.get("labels"), dataset, recipe)
 
 
-def of_workdir(folder: str | os.PathLike[str]) -> Trained:
-    """The network of a finished training.
+def of_workdir(folder: str | os.PathLike[str], model: Any = None) -> Trained:
+    """The network of a finished training; `model` is that network, where it was loaded before.
 
     Raises:
         UserError: if the training has not ended, or its files are damaged.
@@ -64,7 +64,8 @@ def of_workdir(folder: str | os.PathLike[str]) -> Trained:
 
     run = finished(folder)
     path = pathlib.Path(folder).expanduser()
-    model, result = gated_resnext.load(path / "model.keras"), files.read_fields(path / "result.json")
+    model = model or gated_resnext.load(path / "model.keras")
+    result = files.read_fields(path / "result.json")
     found = _of_model(model, run.entry, str(folder), result.get("labels"), run.dataset, run.recipe)
     resize = result.get("resize")
     return found._replace(resize=resize) if type(resize) is int and resize > 0 else found

@@ -52,7 +52,8 @@ def read(model: GatedResNeXt, path: pathlib.Path, own: Architecture, new_head: b
                 raise ValueError("it holds another network")
             found = loaded.architecture
             if same and found == shape and loaded.include_top:
-                return pruning.rebuild(loaded, **head)
+                fits = all(getattr(loaded, name) == value for name, value in head.items())
+                return loaded if fits else pruning.rebuild(loaded, **head)
             trunk = found.replace(classes=own.classes, input_shape=own.input_shape)
             if same or trunk != other:
                 raise ValueError("it holds another network")

@@ -148,11 +148,18 @@ def test_a_table_is_reproduced(packed, tmp_path):
     assert "error: under JAX one device trains: leave --strategy and --sync_batch_norm out" in done.stderr
 
 
-def test_four_phases_resumed_equal_uninterrupted(packed, tmp_path):
+@pytest.fixture(scope="module")
+def whole(packed, tmp_path_factory):
+    """The workdir of a training, and what it printed. Read only."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, trained(folder, packed).stdout
+
+
+def test_four_phases_resumed_equal_uninterrupted(packed, whole, tmp_path):
     """The network learns, its wiring is frozen, and what was stopped ends in the same bytes."""
-    whole = trained(tmp_path / "whole", packed)
-    assert "Phase 4 of 4" in whole.stdout and "Next: python -m export.prune_and_save" in whole.stdout
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    uninterrupted, printed = whole
+    assert "Phase 4 of 4" in printed and "Next: python -m export.prune_and_save" in printed
+    rows = [json.loads(line) for line in (uninterrupted / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
     interrupted = textwrap.dedent(
         """
@@ -170,21 +177,21 @@ def test_four_phases_resumed_equal_uninterrupted(packed, tmp_path):
     assert not (tmp_path / "cut" / "model.keras").exists()
     again = trained(tmp_path / "cut", packed)
     assert "Resuming" in again.stdout
-    newest = [max((tmp_path / run / "checkpoints").glob("*.npz")) for run in ("whole", "cut")]
+    folders = uninterrupted, tmp_path / "cut"
+    newest = [max((folder / "checkpoints").glob("*.npz")) for folder in folders]
     first, second = map(files.read_arrays, newest)
     assert first.keys() == second.keys()
     for name in first:
         if name != "place":
             np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-    steps, histories = zip(*(gate_history.read(tmp_path / run) for run in ("whole", "cut")), strict=True)
+    steps, histories = zip(*map(gate_history.read, folders), strict=True)
     np.testing.assert_array_equal(steps[0], range(22))  # a step each: 0.96 epochs of 22 steps
     np.testing.assert_array_equal(*steps)
     np.testing.assert_array_equal(*histories)
 
 
-def test_what_jax_trained_is_evaluated_and_published_without_tensorflow(packed, tmp_path):
-    workdir, zoo = tmp_path / "run", tmp_path / "zoo"
-    trained(workdir, packed)
+def test_what_jax_trained_is_evaluated_and_published_without_tensorflow(packed, whole, tmp_path):
+    (workdir, _), zoo = whole, tmp_path / "zoo"
     result = json.loads((workdir / "result.json").read_text())
     evaluate, publish = (TRAIN.replace("train", name) for name in ("evaluate", "publish"))
     done = in_jax(evaluate, f"--workdir={workdir}", f"--data_dir={packed}")

@@ -163,12 +163,17 @@ def test_every_row_is_told_as_it_is_written(digits_dir, tmp_path):
 
 
 def test_what_trains_and_on_what_is_told_first(digits_dir, tmp_path, capsys, monkeypatch):
+    def step(self, batches, count):
+        raise InterruptedError
+
+    monkeypatch.setattr(loop.Loop, "train", step)
     for driver, cpu in (
         ("missing", "the CPU"),
         ("", "the CPU (for the GPU of this machine: pip install 'tensorflow[and-cuda]')"),
     ):
         monkeypatch.setattr(devices, "DRIVER", tmp_path / driver)
-        trainer.train(small_run((0.1, 0.1)), tmp_path / f"run{driver}", data_dir=digits_dir)
+        with pytest.raises(InterruptedError):
+            trainer.train(small_run((0.1, 0.1)), tmp_path / f"run{driver}", data_dir=digits_dir)
         first = capsys.readouterr().out.splitlines()[0]
         assert first == f"Training on {cpu}: 10 classes, 1,437 training and 360 test images of optical_digits"
 
