@@ -71,16 +71,7 @@ def _images(recipe: recipes.Recipe) -> Any:
     """The data set, of whose training images the first `--images` are there."""
     from gated_resnext.data import Images
 
-    class First(Images):
-        def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
-            pixels, labels = super().arrays(split)
-            return (pixels[: self.size], labels[: self.size]) if split == "train" else (pixels, labels)
-
-    images = First(DATASET.value, recipe, DATA_DIR.value)
-    if IMAGES.value and not recipe.batch_size <= IMAGES.value <= images.size:
-        raise errors.UserError(f"images must be {recipe.batch_size} to {images.size}. Received: {IMAGES.value}")
-    images.size = IMAGES.value or images.size
-    return images
+    return Images(DATASET.value, recipe, DATA_DIR.value, limit=IMAGES.value or None)
 
 
 def network(kind: str, images: Any, *, seed: int) -> Any:

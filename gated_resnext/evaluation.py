@@ -247,9 +247,10 @@ def filled(images: Any, size: int) -> Any:
     missing = size - len(images)
     if missing <= 0:
         return images
-    if isinstance(images, np.ndarray):
-        return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
-    return [*images, *[images[-1]] * missing]
+    if isinstance(images, list | tuple):
+        return [*images, *[images[-1]] * missing]
+    images = np.asarray(images)
+    return np.concatenate([images, np.repeat(images[-1:], missing, axis=0)])
 
 
 def are_probabilities(outputs: np.ndarray) -> bool:

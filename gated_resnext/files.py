@@ -33,7 +33,8 @@ DAMAGE = (
     RuntimeError, zipfile.BadZipFile, ValueError, EOFError, OSError, KeyError, NotImplementedError, zlib.error,
     lzma.LZMAError,
 )  # fmt: skip
-UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+# Of systems and folders that sync files alone, as those that a virtual machine shares
+NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EBADF, errno.EIO)
 
 
 @contextlib.contextmanager
@@ -162,13 +163,15 @@ def _sync(path: pathlib.Path) -> None:
     """Forces a file, or a folder's list of names, to the disk; what is behind the names may be somebody else's."""
     if os.name == "nt":  # which opens no folder, and syncs nothing that is open for reading
         return
-    # Shared folders of a virtual machine and some network drives sync files alone.
-    with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+    try:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC or not path.is_dir():
+            raise
 
 
 def sha256(path: Path) -> str:
@@ -244,6 +247,6 @@ def read_arrays(path: Path, *, digest: str | None = None) -> dict[str, np.ndarra
                     raise zipfile.BadZipFile(f"{broken} has another checksum")
                 return {name: archive[name] for name in archive.files}
     except DAMAGE as error:
-        if isinstance(error, OSError) and error.errno in UNREADABLE:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # that of a seek before its start
             raise  # what is in it may be whole
         raise UserError(f"{path} is damaged and cannot be read ({error}); delete it or fetch it again") from None

@@ -75,7 +75,7 @@ class TensorFlowEngine:
     @staticmethod
     def of_images(error: Exception) -> bool:
         """Whether an `Unreadable` is of what the network was to read."""
-        return not isinstance(error, tf.errors.InvalidArgumentError) or "IteratorGetNext" in str(error)
+        return "IteratorGetNext" in str(error)
 
     def loop(self, model: keras.Model, batch_size: int, optimizer: Any = None) -> Loop:
         """The compiled steps of a network."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -26,7 +27,8 @@ class Metrics:
         self.path = workdir / "metrics.jsonl"
         rows = [row for row in read_metrics(workdir) if (row["phase"], row["round"]) <= completed]
         for events in (workdir / "tensorboard").glob("events.*"):
-            events.unlink()
+            with contextlib.suppress(OSError):  # somebody else's, or open on Windows
+                events.unlink()
         if rows or self.path.exists():
             with files.replacing(self.path) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))

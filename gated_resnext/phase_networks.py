@@ -148,7 +148,9 @@ def assign(loop: Any, state: Weights, *, with_optimizer: bool) -> None:
             for variable in loop.optimizer.variables:
                 variable.assign(state[f"{OPTIMIZER}{variable.path}"])
     except (KeyError, ValueError) as error:
-        raise UserError(f"the checkpoint is of another network ({error}); delete it to start anew") from None
+        raise UserError(
+            f"the checkpoint is of another network ({error}); choose another folder to start anew"
+        ) from None
 
 
 def _weights(state: Weights) -> Weights:

@@ -107,9 +107,9 @@ of a part trains all its rows with {SEEDS} seeds, as the paper did, and tables t
 network each, seed 0, in the workdir where the first one finds it. Each command writes the table with its own rows over
 that of the one before; a command given again brings its rows back without training.
 
-Images are read from `~/tensorflow_datasets`, or from `--data_dir=FOLDER`. On a GPU add `--precision=mixed_bfloat16`;
-with JAX and without TensorFlow also set `KERAS_BACKEND=jax`, and give the folder that `python -m gated_resnext.pack`
-wrote, but for ImageNet, which is too large to be packed.
+Images are read from `$TFDS_DATA_DIR` or `~/tensorflow_datasets`, or from `--data_dir=FOLDER`. On a GPU add
+`--precision=mixed_bfloat16`; with JAX and without TensorFlow also set `KERAS_BACKEND=jax`, and give the folder that
+`python -m gated_resnext.pack` wrote, but for ImageNet, which is too large to be packed.
 
 What is here so far are published networks; [docs/results](../../docs/results/README.md) has what else was run.
 Multiply-adds are computed, not measured: those of an image, times {PASSES} (forward and backward), times images and

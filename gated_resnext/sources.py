@@ -5,9 +5,11 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import hashlib
 import os
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,7 +68,7 @@ def _builder(info: DatasetInfo, data_dir: str | os.PathLike[str] | None) -> Any:
     downloader.MAX_RETRIES = min(downloader.MAX_RETRIES, 3)  # its 10 take 3.5 minutes to say that there is no network
     tfds.disable_progress_bar()
     datasets.register(info.name)
-    folder = _folder(data_dir)
+    folder = _folder(data_dir, re.split("[:/]", info.name)[0])
     existed = folder.exists()
     try:
         builder = tfds.builder(info.name, data_dir=folder, try_gcs=False)
@@ -94,17 +96,22 @@ def _builder(info: DatasetInfo, data_dir: str | os.PathLike[str] | None) -> Any:
     return builder
 
 
-def _folder(data_dir: str | os.PathLike[str] | None) -> pathlib.Path:
-    """The given one, that of `TFDS_DATA_DIR`, or the one in the user's home."""
-    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or DEFAULT_DATA_DIR
-    if "://" in str(chosen):
-        raise UserError(f"data sets are read from a folder of this machine. Received: {chosen}; copy it or mount it")
+def _folder(data_dir: str | os.PathLike[str] | None, name: str) -> pathlib.Path:
+    """The given one; else that of `TFDS_DATA_DIR`, or the one in the user's home, where the data set may be already."""
+    of_user = os.environ.get("TFDS_DATA_DIR")
+    chosen = data_dir or of_user or DEFAULT_DATA_DIR
     try:
-        return pathlib.Path(chosen).expanduser()
+        folder, at_home = pathlib.Path(chosen).expanduser(), pathlib.Path(DEFAULT_DATA_DIR).expanduser()
     except RuntimeError:
-        if data_dir:
-            raise
+        if data_dir or of_user:
+            return pathlib.Path(chosen)
         raise UserError("there is no home folder here: say where data sets are, by --data_dir=FOLDER") from None
+    if not data_dir and (at_home / name).is_dir() and not (folder / name).is_dir():
+        return at_home
+    if "://" in str(chosen):
+        told = "" if data_dir else "TFDS_DATA_DIR="
+        raise UserError(f"data sets are read from a folder of this machine. Received: {told}{chosen}; copy or mount it")
+    return folder
 
 
 def _remove_empty(folder: pathlib.Path) -> None:
@@ -366,6 +373,10 @@ class FolderSource:
 
     def digests(self) -> tuple[str, ...]:
         """That, and the one by names alone, by which a run of before 0.2.0 knows its images."""
+        return self._digests
+
+    @functools.cached_property
+    def _digests(self) -> tuple[str, ...]:
         files = [(split, path) for split, rows in self.files.items() for path, _ in rows]
         names = [(split, path.relative_to(self.path).as_posix()) for split, path in files]
         sized = [(*name, path.stat().st_size) for name, (_, path) in zip(names, files, strict=True)]

@@ -38,6 +38,10 @@ class Termination:
     def asked(self) -> bool:
         return self._asked.is_set()
 
+    def asked_within(self, seconds: float) -> bool:
+        """The same, after so much patience."""
+        return self._asked.wait(seconds)
+
     def end(self) -> NoReturn:
         """Ends the work, once what was asked for is saved: SystemExit(0), after Ctrl-C KeyboardInterrupt."""
         if self.interrupted:

@@ -40,6 +40,7 @@ MOST_ROLLBACKS = 5
 UNUSED = "unused/"  # of a checkpoint's blocks that are not trained any more
 # Seconds of one call of the compiled loop: often enough to stop, to save and to tell, seldom enough to cost nothing.
 CALL_S = 0.5
+TOGETHER_S = 2.0  # within which all workers are told to stop that are told by the same hand
 UNDECIDED = 0.99  # of log C: above it gates differ from 1/C by less than about a fifth, for C = 8
 
 
@@ -98,8 +99,8 @@ def train(
     folder = pathlib.Path(folder).absolute()  # wherever the caller goes meanwhile
     workdir.check(run, folder)
     images = engine.images(run.dataset, run.recipe, data_dir, run.architecture.input_shape, run.limit)
-    with Termination() as termination, workdir.alone(folder, engine.chief):
-        workdir.check(run, folder)  # another may have begun while the images were prepared
+    with Termination() as termination, workdir.alone(folder, engine.chief) as locked:
+        workdir.check(run, folder, free=locked)  # another may have begun while the images were prepared
         options = {"synchronized": sync_batch_norm, "precision": precision, "remat": remat}
         training = _Training(run, folder, images, engine, options, on_nan, checkpoint_s, termination)
         try:
@@ -107,6 +108,7 @@ def train(
         except engine.Unreadable as error:
             if not engine.of_images(error):
                 raise
+            images.check()  # which names those of a folder
             raise UserError(
                 f"an image could not be read ({shortened(error)}); mend that, and the same command goes on"
             ) from error
@@ -401,7 +403,7 @@ class _Training:
             self.progress.say(
                 f"Saved after step {place.step} of {self.total_steps}; the same command goes on from there"
             )
-        if not self.termination.asked:
+        if not self.termination.asked_within(TOGETHER_S):
             raise UserError(
                 f"another worker was told to stop; all did, after step {place.step}: started again on all of them, the "
                 "same command goes on from there"
@@ -424,8 +426,12 @@ class _Training:
     def _restore(self, below: int | None = None) -> Weights | None:
         """The state of the newest checkpoint, and this object set to its place; None at the start of a run."""
         found = self.checkpoints.newest(self.progress.say, below)
-        if found is None and below is None and self.chief:
+        if found is None and below is None:
             self._check_that_nothing_was_trained()
+            if self.chief:  # what a run left that kept nothing
+                self.history.discard(-1)
+                for name in (workdir.TRAINED_ON, "gates.npz"):
+                    (self.folder / name).unlink(missing_ok=True)
         state: Weights | None = None
         if found is not None:
             self.place, state = found

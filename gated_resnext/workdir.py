@@ -26,7 +26,13 @@ from gated_resnext.recipes import Recipe
 TRAINED_ON = "trained_on.json"
 NOT_RECORDED = "not recorded"
 DIVERGED = "diverged.json"
-KEPT = "checkpoints", "metrics.jsonl", "result.json", DIVERGED  # of which a training that kept anything has one
+KEPT = (
+    "checkpoints",
+    "metrics.jsonl",
+    "result.json",
+    "model.keras",
+    DIVERGED,
+)  # of which a training that kept anything has one
 NUMBERS = "top1", "top5", "epochs", "seconds", "test_images", "parameters", "parameters_pruned"  # of a result.json
 WIRINGS = ("learned", "random", "full", "given")
 
@@ -202,16 +208,18 @@ def read_result(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     return result
 
 
-def check(run: Run, workdir: pathlib.Path, *, choose: str = "--workdir") -> None:
+def check(run: Run, workdir: pathlib.Path, *, choose: str = "--workdir", free: bool = True) -> None:
     """Finds that the workdir is this run's, or that nothing is in it; else tells to choose another.
 
-    A run that kept nothing, such as one for which there was not enough memory, leaves the workdir to another.
+    A run that kept nothing, such as one for which there was not enough memory, leaves the workdir to another, where
+    it is `free`: nobody can be at work there now.
     """
     if (workdir / "run.json").is_file():
         found = Run.read(workdir)
         if run.dataset.startswith(FOLDER) and _is_gone(found.dataset):  # it moved; the checkpoints know its files
             found = dataclasses.replace(found, dataset=run.dataset)
-        if found != run and any((workdir / name).exists() for name in KEPT):
+        kept = not free or any((workdir / name).exists() for name in KEPT)
+        if kept and found != run:
             differing = [
                 field.name
                 for field in dataclasses.fields(Run)
@@ -237,8 +245,10 @@ def _is_gone(dataset: str) -> bool:
 
 
 @contextlib.contextmanager
-def alone(workdir: pathlib.Path, chief: bool = True) -> Iterator[None]:
+def alone(workdir: pathlib.Path, chief: bool = True) -> Iterator[bool]:
     """Holds the workdir, so that no second training writes into it; the system lets go of it when the process ends.
+
+    Gives whether nobody else can hold it now: False where the system or the file system has no locks.
 
     Args:
         workdir: made if it is not there.
@@ -248,7 +258,7 @@ def alone(workdir: pathlib.Path, chief: bool = True) -> Iterator[None]:
         UserError: if another process holds it.
     """
     if not chief:
-        yield
+        yield True  # the first worker sees to that
         return
     workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / ".lock", "a+", encoding="utf-8") as file:
@@ -258,7 +268,7 @@ def alone(workdir: pathlib.Path, chief: bool = True) -> Iterator[None]:
         file.flush()
         for partial in [*workdir.glob(".*.partial"), *workdir.glob("*/.*.partial")] if locked else ():
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed while it wrote
-        yield
+        yield locked
 
 
 def _lock(file: Any, workdir: pathlib.Path) -> bool:

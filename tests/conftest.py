@@ -5,6 +5,8 @@ import sys
 import hypothesis
 import pytest
 
+os.environ.pop("TFDS_DATA_DIR", None)  # no test reads or writes the user's data
+
 # A stall of the machine is no failure, and what failed once fails again.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")

@@ -138,7 +138,7 @@ def test_one_of_another_version_is_not_called_damaged(tmp_path):
         of_run.newest([].append)
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ETIMEDOUT])
 def test_one_that_cannot_be_read_is_not_called_damaged(tmp_path, monkeypatch, number):
     Checkpoints(tmp_path).write(Place(step=5), STATE)
 

@@ -19,17 +19,12 @@ WITH_EXAMPLES = sorted(
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
-def test_the_examples_of_a_module(name, digits_dir, monkeypatch):
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder  # of data in the folder of the tests, not in that of the user
-    monkeypatch.setattr(
-        tfds,
-        "builder",
-        lambda *args, data_dir=None, **options: builder(*args, data_dir=data_dir or digits_dir, **options),
-    )
+def test_the_examples_of_a_module(name, digits_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(digits_dir))
+    monkeypatch.setenv("HOME", str(tmp_path))  # where nothing is, and nothing must come
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted and not found.failed
+    assert not list(tmp_path.iterdir())
 
 
 def test_most_rooms_have_examples():

@@ -498,12 +498,29 @@ def test_the_folder_of_tensorflow_datasets_is_the_users(digits_dir, monkeypatch,
     monkeypatch.setenv("TFDS_DATA_DIR", str(digits_dir))
     assert open_source("optical_digits").builder.data_path.parents[1] == digits_dir
     assert not list(tmp_path.iterdir())
+    shutil.copytree(digits_dir / "optical_digits", tmp_path / "tensorflow_datasets" / "optical_digits")
+    for of_user in (tmp_path / "empty", "gs://bucket"):  # where it was before the variable counted
+        monkeypatch.setenv("TFDS_DATA_DIR", str(of_user))
+        assert open_source("optical_digits").builder.data_path.parents[1] == tmp_path / "tensorflow_datasets"
+
+
+def test_a_cloud_of_the_users_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://bucket")
+    with pytest.raises(UserError, match="Received: TFDS_DATA_DIR=gs://bucket; copy or mount it"):
+        open_source("optical_digits")
+
+
+def test_a_version_may_be_named(run_python, tmp_path):
+    code = "import sys; from gated_resnext.sources import open_source; print(open_source(*sys.argv[1:]).sizes)"
+    done = run_python("-c", code, "optical_digits:1.0.0", tmp_path)
+    assert (done.returncode, done.stdout) == (0, "{'train': 1437, 'test': 360}\n"), done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("folder", ["gs://bucket/tfds", "s3://bucket"])
 def test_a_folder_of_a_cloud_is_refused(folder, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"read from a folder of this machine. Received: {folder}; copy it or mount it"):
+    with pytest.raises(UserError, match=f"read from a folder of this machine. Received: {folder}; copy or mount it"):
         open_source("optical_digits", folder)
     assert not list(tmp_path.iterdir())
 

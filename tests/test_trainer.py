@@ -465,8 +465,14 @@ def test_a_run_that_kept_nothing_leaves_its_workdir_to_another(digits_dir, tmp_p
         patch.setattr(loop.Loop, "train", fail)
         trainer.train(small_run((0.1, 0.1, 0.2)), tmp_path, data_dir=digits_dir)
     smaller = dataclasses.replace(small_run((0.1, 0.1, 0.2)), seed=8)
+    workdir.note_machine(tmp_path, "gated_resnext 0.2.0", "an abacus")
+    (tmp_path / "gates" / "0.npz").write_text("the gates of the other")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="belongs to another run .seed is 5 there"):
+        patch.setattr(workdir, "_lock", lambda file, folder: False)  # who knows whether the other is still at work
+        trainer.train(smaller, tmp_path, data_dir=digits_dir)
     trainer.train(smaller, tmp_path, data_dir=digits_dir)
-    assert Run.read(tmp_path) == smaller
+    assert Run.read(tmp_path) == smaller and workdir.machines(tmp_path) == []
+    assert len(recordings(tmp_path)) > 1
     with pytest.raises(UserError, match="belongs to another run .seed is 8 there and 5 here"):
         trainer.train(small_run((0.1, 0.1, 0.2)), tmp_path, data_dir=digits_dir)
 

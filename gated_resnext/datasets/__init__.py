@@ -9,6 +9,7 @@ Importing this package imports neither TensorFlow nor tensorflow-datasets; `regi
 """
 
 import importlib
+import re
 
 __all__ = ["labels", "register"]
 
@@ -26,7 +27,7 @@ def register(name: str | None = None) -> None:
     >>> tfds.builder("optical_digits").info.features["image"].shape
     (8, 8, 1)
     """
-    for module in _BUILDER_MODULES if name is None else {name}.intersection(_BUILDER_MODULES):
+    for module in _BUILDER_MODULES if name is None else set(re.split("[:/]", name)).intersection(_BUILDER_MODULES):
         importlib.import_module(f"{__name__}.{module}")
 
 
