@@ -154,7 +154,7 @@ def test_gates_of_another_network_are_refused(other, tmp_path):
 
 
 def test_damaged_metrics_are_one_line(other, tmp_path):
-    (other / "metrics.jsonl").write_text('{"phase": 1, "epoch": 1, "loss": "small"}\n')
+    (other / "metrics.jsonl").write_text('{"phase": 1, "round": 1, "step": 5, "loss": "small"}\n')
     with pytest.raises(UserError, match="holds no learning curve of"):
         pictures.draw("curves", [Subject.of_workdir(other)], tmp_path / "x.svg")
 

@@ -514,7 +514,7 @@ def test_a_cloud_of_the_users_is_named(monkeypatch, tmp_path):
 def test_a_version_may_be_named(run_python, tmp_path):
     code = "import sys; from gated_resnext.sources import open_source; print(open_source(*sys.argv[1:]).sizes)"
     done = run_python("-c", code, "optical_digits:1.0.0", tmp_path)
-    assert (done.returncode, done.stdout) == (0, "{'train': 1437, 'test': 360}\n"), done.stderr[-2000:]
+    assert done.returncode == 0 and done.stdout.endswith("{'train': 1437, 'test': 360}\n"), done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("folder", ["gs://bucket/tfds", "s3://bucket"])
