@@ -84,7 +84,8 @@ def draw(real_gates: Tensor, fan_in: int, *, seed: int, step: Tensor) -> Tensor:
         real_gates: (J, C), rows that sum to 1.
         fan_in: K.
         seed: under 2 ** 31.
-        step: int32 scalar; the draw is a function of (seed, step) and of nothing else.
+        step: whole scalar; the draw is a function of (seed, step) and of nothing else, but that each backend has its
+            own, and TensorFlow another one where XLA compiles it, as Keras' `fit` does on a GPU.
 
     Returns:
         Binary gates of the same shape, K ones in every row.

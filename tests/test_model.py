@@ -13,7 +13,9 @@ import tensorflow as tf
 import gated_resnext
 from gated_resnext import gates
 from gated_resnext.architecture import Architecture
+from gated_resnext.branches import GatedBranches
 from gated_resnext.connectivity import Connectivity
+from gated_resnext.dense_block import GatedDenseBlock
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.optimizer import GateConnectSGD
 
@@ -605,6 +607,50 @@ def test_the_same_network_under_jax(aggregation, tmp_path):
 
 
 # Within other people's programs
+
+
+def learned_branches():
+    images = keras.Input(SMALL.input_shape, dtype="uint8")
+    y = [keras.layers.Conv2D(4, 3, padding="same") for _ in range(3)]
+    z = [keras.layers.Conv2D(4, 3, padding="same") for _ in range(3)]
+    y = GatedBranches(z, fan_in=1, seed=1)(GatedBranches(y)(keras.layers.Rescaling(1 / 255)(images)))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Average()(y))
+    return keras.Model(images, keras.layers.Dense(SMALL.classes)(x))
+
+
+def learned_dense():
+    images = keras.Input(SMALL.input_shape, dtype="uint8")
+    x = keras.layers.Conv2D(4, 3)(keras.layers.Rescaling(1 / 255)(images))
+    x = GatedDenseBlock(2, 4, 1, transition=4, transition_fan_in=2, seed=1)(x)
+    return keras.Model(images, keras.layers.Dense(SMALL.classes)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: network(TWO_MODULES),
+        lambda: GatedResNeXt(TWO_MODULES, None, None, remat=True, seed=3),
+        lambda: GatedResNeXt(TWO_MODULES, None, None, precision="mixed_bfloat16", seed=3),
+        learned_branches,
+        learned_dense,
+    ],
+    ids=["network", "remat", "mixed_bfloat16", "branches", "dense block"],
+)
+def test_it_learns_where_xla_compiles_the_step(make):
+    """As Keras' `fit` does on a GPU unless it is told otherwise. The draws are XLA's own."""
+    model = make()
+    real_gates = [v for v in model.variables if v.path.endswith("real_gates")]
+    before = [np.array(gates) for gates in real_gates]
+    assert before
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(GateConnectSGD(0.02, gate_learning_rate=2.0), loss, jit_compile=True)
+    images = oracle.random_images(SMALL.input_shape, batch=16, seed=13)
+    found = model.fit(images, np.arange(16) % SMALL.classes, batch_size=8, epochs=8, shuffle=False, verbose=0)
+    assert found.history["loss"][-1] < found.history["loss"][0]
+    for gates_, old in zip(real_gates, before, strict=True):
+        assert np.abs(np.asarray(gates_) - old).max() > 1e-4
+        np.testing.assert_allclose(np.asarray(gates_).sum(-1), 1, atol=1e-5)
+    assert {int(v) for v in model.variables if v.path.endswith("/step")} == {16}
 
 
 def test_names_are_the_same_wherever_it_was_made():
