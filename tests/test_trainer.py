@@ -550,7 +550,7 @@ def displaced(path, **changes):
 
 
 NONE_WHOLE = "no checkpoint in .*/checkpoints is whole; delete .*/copy to start anew"
-OF_ANOTHER = "is of another network .*delete it"
+OF_ANOTHER = "is of another network .*choose another folder"
 DAMAGES = {
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:5000]), NONE_WHOLE),
     "text": (lambda path: path.write_text("not an archive"), NONE_WHOLE),
