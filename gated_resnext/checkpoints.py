@@ -65,10 +65,6 @@ class Place:
 PLACE = {field.name for field in dataclasses.fields(Place)}
 
 
-class NewerError(Exception):
-    """A checkpoint has fields that this version does not know."""
-
-
 class Checkpoints:
     """The folder of a run's checkpoints.
 
@@ -119,14 +115,18 @@ class Checkpoints:
             try:
                 state = files.read_arrays(path)
                 fields = json.loads(str(state.pop("place")))
-                if isinstance(fields, dict) and (more := set(fields) - PLACE):
-                    raise NewerError(f"{path} is of another version of gated_resnext, which also keeps {min(more)}")
-                return Place(**fields), state
-            except NewerError as error:
-                raise UserError(f"{error}; go on with that version, or choose another folder") from None
+                more = set(fields) - PLACE if isinstance(fields, dict) else set()
+                place = None if more else Place(**fields)
             except (KeyError, ValueError, TypeError) as error:
                 message = str(error) if isinstance(error, UserError) else f"{path} is no checkpoint ({error!r})"
                 say(f"Skipped a damaged checkpoint: {message.split(';')[0]}")
+                continue
+            if place is None:
+                raise UserError(
+                    f"{path} is of another version of gated_resnext, which also keeps {min(more)}; go on with that "
+                    "version, or choose another folder"
+                )
+            return place, state
         if found:
             raise UserError(f"no checkpoint in {self.folder} is whole; delete {self.folder.parent} to start anew")
         return None

@@ -75,26 +75,7 @@ def publish(
     if top1(model, images) == reached:
         weights = halved
     path = folder / "weights" / f"{run.entry}.npz"
-    curve = [[row["epoch"], row["loss"], row["test_top1"]] for row in read_metrics(workdir)]
-    with files.replacing(path) as written, files.replacing(folder / "cards" / f"{run.entry}.json") as told:
-        files.write_arrays(written, weights)  # both or none are replaced
-        card = _card(run, whole, {**result, "top1": reached}, hardware, curve, weights, path.name, written)
-        files.write_json(told, card)
-    return card
-
-
-def _card(
-    run: Run,
-    whole: Recipe,
-    result: dict[str, Any],
-    hardware: str,
-    curve: list[list[float]],
-    weights: dict[str, np.ndarray],
-    name: str,
-    path: pathlib.Path,
-) -> dict[str, Any]:
-    """What the zoo says of it, of the weights in a file that is to have that name."""
-    return {
+    card: dict[str, Any] = {
         "entry": run.entry,
         "dataset": run.dataset,
         "command": f"{_backend(result)}python -m gated_resnext.train --entry={run.entry} --seed={run.seed}"
@@ -107,7 +88,7 @@ def _card(
         "seconds": result["seconds"],
         "version": result.get("version"),
         **{name: result[name] for name in ("batch_norm_images", "rollbacks") if name in result},
-        "top1": result["top1"],
+        "top1": reached,
         "test_images": result["test_images"],
         "blocks": result["blocks"],
         "active_blocks": result["active_blocks"],
@@ -115,14 +96,18 @@ def _card(
         "parameters_pruned": result["parameters_pruned"],
         "labels": result.get("labels"),
         "connectivity": result.get("connectivity"),
-        "curve": curve,
-        "weights": {
-            "file": name,
-            "dtype": str(next(iter(weights.values())).dtype),
-            "bytes": path.stat().st_size,
-            "sha256": files.sha256(path),
-        },
+        "curve": [[row["epoch"], row["loss"], row["test_top1"]] for row in read_metrics(workdir)],
     }
+    with files.replacing(path) as written, files.replacing(folder / "cards" / f"{run.entry}.json") as told:
+        files.write_arrays(written, weights)  # both or none are replaced
+        card["weights"] = {
+            "file": path.name,
+            "dtype": str(next(iter(weights.values())).dtype),
+            "bytes": written.stat().st_size,
+            "sha256": files.sha256(written),
+        }
+        files.write_json(told, card)
+    return card
 
 
 def top1(model: GatedResNeXt, images: Images | ArrayImages) -> float:

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import oracle
 import pytest
+from test_loop import log_softmax, scores_of
 
 from gated_resnext import arrays
 from gated_resnext.data import Images
@@ -180,20 +181,6 @@ def test_a_batch_is_pad_crop_and_mirror(found, given, flip):
             expected, mirrored = expected[:, ::-1], mirrored + 1
         np.testing.assert_array_equal(crop, expected)
     assert 70 < mirrored < 130 if flip else mirrored == 0
-
-
-def log_softmax(logits):
-    logits = logits.astype(np.float64)
-    logits = logits - logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-
-def scores_of(logits, labels):
-    """Loss, hits by the first class and by the first five, and images, of those with a label."""
-    logits, labels = logits[labels >= 0], labels[labels >= 0]
-    order = np.argsort(-logits, axis=1)
-    loss = -log_softmax(logits)[np.arange(len(labels)), labels].sum()
-    return loss, (order[:, 0] == labels).sum(), (order[:, :5] == labels[:, None]).any(1).sum(), len(labels)
 
 
 @pytest.mark.parametrize("activation", [None, "softmax"])
