@@ -165,7 +165,8 @@ class GatedAggregation(LearnsGates):
     def _gates(self, training: bool | None) -> Tensor:
         """(J, C) factors of the sum, from the real gates."""
         if self.gates == "real":
-            return gates.project(ops.convert_to_tensor(self.real_gates))
+            # Not clipped, as each update leaves them so: under JAX a clipped zero has half its gradient.
+            return gates.normalized(ops.convert_to_tensor(self.real_gates))
         binary = self.binary_gates(training)
         return binary * (1.0 / self.fan_in) if self.aggregation == "mean" else binary
 

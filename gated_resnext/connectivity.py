@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from gated_resnext import files
-from gated_resnext.architecture import Architecture
 from gated_resnext.errors import UserError
 
 Reads = tuple[tuple[int, ...], ...]
@@ -119,13 +118,6 @@ class Connectivity:
             order = np.argsort(-np.asarray(matrix, np.float64), axis=1, kind="stable")
             sources.append(tuple(tuple(row[:fan_in].tolist()) for row in order))
         return cls(np.shape(real_gates[0])[1] if len(real_gates) else int(first or 1), tuple(sources))
-
-    @classmethod
-    def initial(cls, architecture: Architecture, wiring: str, *, seed: int) -> Connectivity | None:
-        """The wiring that a kind of network starts from: None for "learned" and "full", whose graphs need none."""
-        if wiring == "random":
-            return cls.random(architecture.modules, architecture.cardinality, architecture.fan_in, seed=seed)
-        return None
 
     @property
     def blocks(self) -> tuple[int, ...]:

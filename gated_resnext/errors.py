@@ -25,7 +25,7 @@ class DivergedError(UserError):
         self.step = step
 
 
-def check_choice(field: str, value: str | None, choices: Sequence[str | None]) -> None:
+def check_choice(field: str, value: Any, choices: Sequence[Any]) -> None:
     """Raises ValueError where a field is none of its choices."""
     if value not in choices:
         raise ValueError(f"{field} must be one of {tuple(choices)}. Received: {field}={value!r}")

@@ -38,7 +38,11 @@ def project(real_gates: Tensor) -> Tensor:
     >>> project([[0.5, -1.0, 0.5, 2.0], [-1.0, -2.0, 0.0, -3.0]]).numpy().tolist()
     [[0.25, 0.0, 0.25, 0.5], [0.25, 0.25, 0.25, 0.25]]
     """
-    gates = ops.clip(ops.convert_to_tensor(real_gates), 0.0, 1.0)
+    return normalized(ops.clip(ops.convert_to_tensor(real_gates), 0.0, 1.0))
+
+
+def normalized(gates: Tensor) -> Tensor:
+    """Scales every row (..., C) of gates from 0 to 1 to sum 1; a row of zeros becomes uniform."""
     total = ops.sum(gates, axis=-1, keepdims=True)
     positive = total > 0
     return ops.where(positive, gates / ops.where(positive, total, ops.ones_like(total)), 1.0 / gates.shape[-1])

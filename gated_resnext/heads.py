@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gated_resnext.errors import UserError
-from gated_resnext.model import GatedResNeXt
+from gated_resnext.errors import UserError, first_line
+from gated_resnext.model import GatedResNeXt, check_head
+from gated_resnext.seeds import a_seed
 
 HEAD = "classifier/"
 MEAN = "standardize/mean_image"
@@ -46,7 +47,7 @@ def transfer(
     >>> transfer(zoo.load("digits_11_4_4_k1"), classes=2).output_shape
     (None, 2)
     """
-    check(classes, include_top, pooling)
+    check(classes, include_top, pooling, classifier_activation, seed)
     if include_top and classes is None and not model.include_top:
         raise UserError(f"{model.name} has no classifier to keep: give one with classes=N, or include_top=False")
     changes = {} if classes is None else {"classes": classes}
@@ -66,12 +67,22 @@ def transfer(
     return target
 
 
-def check(classes: int | None, include_top: bool, pooling: str | None) -> None:
+def check(
+    classes: int | None,
+    include_top: bool,
+    pooling: str | None,
+    classifier_activation: str | None,
+    seed: int | None,
+) -> None:
     """Finds that the arguments of a head go together."""
     if classes is not None and not include_top:
         raise UserError(f"features have no classes. Received: include_top=False with classes={classes!r}")
-    if pooling is not None and include_top:
-        raise UserError(f"pooling is of features, with include_top=False. Received: pooling={pooling!r}")
+    try:
+        check_head(include_top, pooling, classifier_activation)
+        if seed is not None:
+            a_seed(seed)
+    except ValueError as error:
+        raise UserError(first_line(error)) from None
 
 
 def fitted(values: dict[str, np.ndarray], model: GatedResNeXt, *, new_head: bool) -> dict[str, np.ndarray]:

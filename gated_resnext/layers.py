@@ -6,7 +6,8 @@ product, and the 1x1 convolutions of all blocks are one batched product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -81,8 +82,9 @@ class BranchPointwise(keras.layers.Layer):
     Call arguments:
         x: (J, rows, in_channels), or (rows, in_channels) where all branches read the same.
         counted: the rows of x that make the statistics, (J, some, in_channels); None for all.
-        weights: (J, C) of a gated sum: x is then what the C blocks before wrote, and what the blocks read is returned
-            before the result.
+        narrowing: of a gated sum, what makes of x, which the C blocks before wrote, and of the kernel what the blocks
+            read, returned before the result, and its product. A function, as Keras would round float32 gates to the
+            layer's precision.
         shift_apart: where the product is wider than x, returns it without the shift of its batch norm, and that shift,
             (J, filters), which costs nothing as `more_shift` of another.
         more_shift: added to all rows of the result, (1, filters).
@@ -123,7 +125,7 @@ class BranchPointwise(keras.layers.Layer):
         x: Tensor,
         training: bool | None = None,
         counted: Tensor | None = None,
-        weights: Tensor | None = None,
+        narrowing: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         shift_apart: bool = False,
         more_shift: Tensor | None = None,
     ) -> Any:
@@ -132,8 +134,8 @@ class BranchPointwise(keras.layers.Layer):
             flat = ops.reshape(ops.transpose(kernel, (1, 0, 2)), (self.in_channels, -1))
             wide = ops.reshape(ops.matmul(x, flat), (-1, self.branches, self.filters))
             return self._normalized(ops.transpose(wide, (1, 0, 2)), training)
-        if weights is not None:
-            x, h = gates.inputs_and_narrowed(weights, x, kernel)
+        if narrowing is not None:
+            x, h = narrowing(x, kernel)
             return x, self._normalized(h, training)
         if self.in_channels >= self.filters:
             return self._normalized(
@@ -283,7 +285,7 @@ class MultiBranchModule(keras.layers.Layer):
         seed: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # which would round the gates beside y
         check_choice("merge", merge, ("none", "sum"))
         if stride not in (1, 2):
             raise ValueError(f"stride must be 1 or 2. Received: stride={stride}")
@@ -313,6 +315,7 @@ class MultiBranchModule(keras.layers.Layer):
 
     def call(self, x: Any, training: bool | None = None) -> Tensor:
         x, weights = x if isinstance(x, (tuple, list)) else (x, None)
+        x = ops.cast(x, self.compute_dtype)
         shape = ops.shape(x)
         shared, (batch, height, width, channels) = len(shape) == 4, shape[-4:]
         lead = () if shared else (self.blocks,)
@@ -321,7 +324,8 @@ class MultiBranchModule(keras.layers.Layer):
         if weights is None:
             h = self.reduce(flat, training=training)
         else:
-            x, h = self.reduce(flat, training=training, weights=weights)
+            narrowing = functools.partial(gates.inputs_and_narrowed, weights)
+            x, h = self.reduce(flat, training=training, narrowing=narrowing)
         h = ops.relu(ops.reshape(h, (self.blocks, batch, height, width, self.width)))
         h = ops.relu(self.conv(h, training=training))
         out = (batch, *h.shape[2:4], self.filters)

@@ -78,7 +78,7 @@ class GatedResNeXt(keras.Model):
             connectivity = Connectivity.from_dict(connectivity)
         kwargs.setdefault("name", "gated_resnext")
         _check(architecture, connectivity)
-        _check_pooling(include_top, pooling)
+        check_head(include_top, pooling, classifier_activation)
         seed = a_seed(seed)
         with _policy(precision):
             images, outputs = _graph(
@@ -269,13 +269,17 @@ def _check(architecture: Architecture, connectivity: Connectivity | None) -> Non
         return
     if not architecture.learnable and architecture.modules > 1:
         raise ValueError("aggregation='shared' is wired fully; it takes no connectivity")
+    if architecture.gates == "real":
+        raise ValueError("of gates='real' every block reads every other; it takes no connectivity")
     if len(connectivity.blocks) != architecture.modules:
         raise ValueError(
             f"the architecture has {architecture.modules} modules. Received: a wiring of {len(connectivity.blocks)}"
         )
 
 
-def _check_pooling(include_top: bool, pooling: str | None) -> None:
+def check_head(include_top: bool, pooling: str | None, classifier_activation: str | None) -> None:
+    """Raises ValueError where there is no such head."""
+    keras.activations.get(classifier_activation)
     if not isinstance(include_top, bool):
         raise ValueError(f"include_top must be True or False. Received: include_top={include_top!r}")
     check_choice("pooling", pooling, POOLINGS)

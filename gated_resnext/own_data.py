@@ -56,6 +56,8 @@ def run_of(
         raise UserError(f"{dataset} has {info.classes} classes. Received: classes={changes['classes']!r}")
     if wiring == "full" and "cardinality" in changes:
         changes.setdefault("fan_in", changes["cardinality"])
+    if wiring == "random" and changes.get("gates") == "real":
+        raise UserError(f"{entry} has a fixed wiring, which needs binary gates. Received: gates='real'")
     try:
         shape = template.replace(**changes)
     except (ValueError, TypeError) as error:
@@ -73,9 +75,9 @@ def _looked_at(dataset: str, data_dir: str | os.PathLike[str] | None) -> Dataset
 
 
 def _name(dataset: str, shape: Architecture, wiring: str) -> str:
-    """As the zoo names its own: <data set>_<D>_<w>_<C>_k<K>, with learned weights of the sums <..>_weighted_k<K>."""
+    """As the zoo names its own: <data set>_<D>_<w>_<C>_k<K>, with another sum or other gates <..>_<which>_k<K>."""
     stem = pathlib.PurePath(dataset.removeprefix(FOLDER)).name
     stem = re.sub(r"[^a-z0-9]+", "_", stem.lower()).strip("_") or "images"
     kind = {"full": "full", "random": f"random_k{shape.fan_in}"}.get(wiring, f"k{shape.fan_in}")
-    weighted = "weighted_" if shape.aggregation == "weighted" else ""
-    return f"{stem}_{shape.depth}_{shape.width}_{shape.cardinality}_{weighted}{kind}"
+    other = "".join(f"{name}_" for name in (shape.aggregation, shape.gates) if name in ("sum", "weighted", "real"))
+    return f"{stem}_{shape.depth}_{shape.width}_{shape.cardinality}_{other}{kind}"

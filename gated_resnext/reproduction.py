@@ -25,8 +25,6 @@ from gated_resnext.ledger import Outcome, Setting
 from gated_resnext.termination import Termination
 from gated_resnext.workdir import DIVERGED, Run
 
-# Beside a workdir's `run.json`: its loss was not finite, so that nobody trains it to that step again.
-
 
 def chosen(experiment: Experiment, patterns: Sequence[str]) -> Experiment:
     """The experiment with the rows alone whose names match one of the shell patterns.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import random
 
 import numpy as np
@@ -9,7 +10,12 @@ import numpy as np
 
 def a_seed(seed: int | None) -> int:
     """The seed, or a random one: a function of `keras.utils.set_random_seed`, as those of Keras' own layers are."""
-    return random.randrange(2**31) if seed is None else int(seed)
+    if seed is None:
+        return random.randrange(2**31)
+    try:
+        return operator.index(seed)
+    except TypeError:
+        raise ValueError(f"seed must be a whole number or None. Received: seed={seed!r}") from None
 
 
 def seeds_from(seed: int, count: int) -> list[int]:

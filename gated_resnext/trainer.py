@@ -251,9 +251,10 @@ class _Training:
         return f"{line}; left alone there: {left_alone}" if left_alone else line
 
     def _headline(self, phase: Phase, steps: Steps) -> str:
-        gates_are = (
-            f"gates learned at rate {phase.gate_learning_rate:g}" if self.networks.wiring is None else "wiring fixed"
-        )
+        rate = phase.gate_learning_rate
+        gates_are = f"gates learned at rate {rate:g}" if rate else "gates kept"
+        if self.networks.wiring is not None:
+            gates_are = "wiring fixed"
         if not self.run.architecture.learnable:
             gates_are = "no gates"
         passes = steps.epochs * steps.steps / self.images.steps_per_epoch
@@ -423,15 +424,19 @@ class _Training:
         )
         self.saved = self.place.step, self.place.round
 
-    def _restore(self, below: int | None = None) -> Weights | None:
+    def _restore(self) -> Weights | None:
         """The state of the newest checkpoint, and this object set to its place; None at the start of a run."""
-        found = self.checkpoints.newest(self.progress.say, below)
-        if found is None and below is None:
+        found = self.checkpoints.newest(self.progress.say)
+        if found is None:
             self._check_that_nothing_was_trained()
             if self.chief:  # what a run left that kept nothing
                 self.history.discard(-1)
                 for name in (workdir.TRAINED_ON, "gates.npz"):
                     (self.folder / name).unlink(missing_ok=True)
+        return self._go_on_from(found)
+
+    def _go_on_from(self, found: tuple[Place, Weights] | None) -> Weights | None:
+        """The state of a checkpoint, or none, and this object and its folder set to its place."""
         state: Weights | None = None
         if found is not None:
             self.place, state = found
@@ -492,7 +497,10 @@ class _Training:
         self.rates[phase] = self.place.rate
         if self.chief:
             self.checkpoints.discard(error.step)
-        found = self.checkpoints.newest(self.progress.say, error.step)
+        try:
+            found = self.checkpoints.newest(self.progress.say, error.step)
+        except UserError as damaged:
+            raise DivergedError(f"{what}; {damaged}", step) from None
         kept = f"the last good checkpoint is that of step {found[0].step}" if found else "there is no checkpoint before"
         if self.on_nan == "stop":
             raise DivergedError(f"{what}; {kept}. --on_nan=rollback goes on from it at half the rate", step)
@@ -502,7 +510,7 @@ class _Training:
             )
         self.place, self.saved = self._start(), (-1, -1)
         self.networks.go_on_from(self.run.initial_wiring(), {})
-        state = self._restore(error.step)
+        state = self._go_on_from(found)
         # Of the phase before, its own rate, as it was there at last: at that the same steps would lead here again.
         self.place.rollbacks = rollbacks + 1
         self.place.rate = min(self.place.rate, self.rates.get(self.place.phase, 1.0)) / 2

@@ -25,14 +25,10 @@ from gated_resnext.recipes import Recipe
 # Versions and hardware, of each machine in turn where a training went on.
 TRAINED_ON = "trained_on.json"
 NOT_RECORDED = "not recorded"
+# Beside `run.json`: the loss was not finite, so that nobody trains it to that step again.
 DIVERGED = "diverged.json"
-KEPT = (
-    "checkpoints",
-    "metrics.jsonl",
-    "result.json",
-    "model.keras",
-    DIVERGED,
-)  # of which a training that kept anything has one
+# Of which a training that kept anything has one.
+KEPT = ("checkpoints", "metrics.jsonl", "result.json", "model.keras", DIVERGED)
 NUMBERS = "top1", "top5", "epochs", "seconds", "test_images", "parameters", "parameters_pruned"  # of a result.json
 WIRINGS = ("learned", "random", "full", "given")
 
@@ -92,9 +88,10 @@ class Run:
 
     def initial_wiring(self) -> Connectivity | None:
         """The wiring that training starts from: None for "learned" and "full", whose graphs need none."""
-        if self.wiring == "given":
-            return self.connectivity
-        return Connectivity.initial(self.architecture, self.wiring, seed=self.seed)
+        shape = self.architecture
+        if self.wiring == "random":
+            return Connectivity.random(shape.modules, shape.cardinality, shape.fan_in, seed=self.seed)
+        return self.connectivity
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON values; a limit and a given wiring only where there is one."""

@@ -148,7 +148,7 @@ def load(
     from gated_resnext import heads, weights_file
     from gated_resnext.model import GatedResNeXt
 
-    heads.check(classes, include_top, pooling)
+    heads.check(classes, include_top, pooling, classifier_activation, seed)
     changes = {"classes": classes, "fan_in": fan_in, "cardinality": cardinality, "input_shape": input_shape}
     shape = _changed(own, {field: value for field, value in changes.items() if value is not None})
     unfit = _why_not_published(name, own, shape) if published else ""

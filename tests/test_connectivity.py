@@ -8,7 +8,6 @@ import oracle
 import pytest
 from hypothesis import strategies as st
 
-from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
 
 CASCADE = (3, (((0,), (0,), (2,)), ((0,), (1,), (1,))))
@@ -88,13 +87,6 @@ def test_random_draws_every_set_alike(fan_in):
 def test_random_is_a_function_of_the_seed():
     assert Connectivity.random(3, 8, 4, seed=1) == Connectivity.random(3, 8, 4, seed=1)
     assert Connectivity.random(3, 8, 4, seed=1) != Connectivity.random(3, 8, 4, seed=2)
-
-
-def test_initial_wiring():
-    arch = Architecture(11, 2, 3, 2)
-    assert Connectivity.initial(arch, "random", seed=4) == Connectivity.random(3, 3, 2, seed=4)
-    assert Connectivity.initial(arch, "learned", seed=4) is None
-    assert Connectivity.initial(arch, "full", seed=4) is None
 
 
 @hypothesis.given(st.data(), st.integers(1, 5))

@@ -89,6 +89,15 @@ def test_ablations_change_one_thing():
     learned, random = experiments.ablation("random").rows[:2]
     assert learned.architecture == random.architecture and (learned.wiring, random.wiring) == ("learned", "random")
     assert (random.name, random.architecture.fan_in) == ("cifar10_20_4_8_random_k1", 1)
+    of_the_paper = experiments.ablation("gates", "cifar100")
+    assert [row.name for row in of_the_paper.rows] == [f"cifar100_29_8_8_{end}" for end in ("k1", "k4", "real")]
+    assert experiments.ablation("random", "cifar100").rows[0].name == "cifar100_20_4_8_k1"
+
+
+@pytest.mark.parametrize("make, unknown", [("table", 5), ("figure", 3), ("ablation", "gate")])
+def test_what_the_paper_does_not_have_is_refused(make, unknown):
+    with pytest.raises(ValueError, match=f"must be one of .* Received: .*={unknown!r}$"):
+        getattr(experiments, make)(unknown)
 
 
 def test_keys_of_another_data_set_are_others():

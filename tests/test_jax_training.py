@@ -327,6 +327,65 @@ def test_the_gates_gradient_is_not_rounded_to_16_bits_under_jax():
         assert shared > 5 and error < 1e-3, line
 
 
+def test_the_gates_gradient_is_not_rounded_to_16_bits_in_a_network_under_jax():
+    """Of a network whose widest tensors are computed again: as that of one which keeps them, to what they round."""
+    code = """
+        import jax, json
+        import numpy as np
+        from jax import numpy as jnp
+        from gated_resnext import Architecture, GatedResNeXt
+        arch = Architecture(11, 2, 4, 2, 3, (8, 8, 1), stem_filters=8, filters=16)
+
+        def gradients(remat):
+            model = GatedResNeXt(arch, None, None, precision="mixed_bfloat16", remat=remat, seed=0)
+            shared = [variable.value for variable in model.trainable_variables]
+            images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1)).astype("uint8")
+
+            def loss(values):
+                logits, _ = model.stateless_call(
+                    values, [variable.value for variable in model.non_trainable_variables], images, training=True
+                )
+                return jnp.sum(jnp.square(logits))
+
+            found = jax.jit(jax.grad(loss))(shared)
+            return {variable.path: np.asarray(value) for variable, value in zip(model.trainable_variables, found)
+                    if "real_gates" in variable.path}
+
+        def bits(value):
+            return int(np.sum(value != value.astype(jnp.bfloat16).astype(np.float32)))
+
+        for remat in (False, True):
+            print(json.dumps({path: [bits(value), value.size] for path, value in gradients(remat).items()}))
+    """
+    for line in in_jax(code).stdout.splitlines()[-2:]:
+        found = json.loads(line)
+        assert len(found) == 2
+        for path, (finer, all_of_them) in found.items():  # of 32 bits hardly one number is one of 16
+            assert finer > all_of_them / 2, path
+
+
+def test_real_gates_of_zero_have_their_whole_gradient_under_jax():
+    code = """
+        import jax
+        import numpy as np
+        from gated_resnext.aggregation import GatedAggregation
+        layer = GatedAggregation(2, gates="real", seed=0)
+        layer.build((4, 1, 2, 2, 3))
+        layer.real_gates.assign(np.float32([[0, 0.5, 0.25, 0.25]] * 4))
+        y = np.random.default_rng(0).normal(size=(4, 1, 2, 2, 3)).astype("float32") + 9
+
+        def total(real):
+            out, _ = layer.stateless_call([real], [v.value for v in layer.non_trainable_variables], y)
+            return out.sum()
+
+        found = np.asarray(jax.grad(total)(layer.real_gates.value))
+        sums = y.sum((1, 2, 3, 4))
+        expected = np.tile(sums - np.float32([0, 0.5, 0.25, 0.25]) @ sums, (4, 1))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    """
+    in_jax(code)
+
+
 def test_a_strategy_under_jax_is_said(packed, tmp_path):
     result = trained(tmp_path, packed, "--strategy=mirrored", fails=True)
     assert result.stderr.strip().splitlines()[-1].startswith("error: under JAX one device trains")

@@ -459,6 +459,11 @@ def test_weights_of_another_network_are_refused_whole(broken):
         np.testing.assert_array_equal(value, before[key])
 
 
+def test_real_gates_take_no_wiring():
+    with pytest.raises(ValueError, match="of gates='real' every block reads every other; it takes no connectivity"):
+        GatedResNeXt(SMALL.replace(gates="real"), Connectivity.full(3, 3))
+
+
 def test_a_wiring_of_another_depth_is_refused():
     with pytest.raises(ValueError, match="the architecture has 3 modules. Received: a wiring of 4"):
         GatedResNeXt(SMALL, Connectivity.full(4, 3))

@@ -79,6 +79,7 @@ def test_the_recipe_of_a_data_set_is_of_its_own_input(digits_dir, fields, recipe
         (None, {"fan_in": 2}, "my_photos_2_20_4_8_k2"),
         (None, {"depth": 29, "width": 8}, "my_photos_2_29_8_8_k1"),
         (None, {"aggregation": "weighted", "fan_in": 2}, "my_photos_2_20_4_8_weighted_k2"),
+        (None, {"aggregation": "sum", "gates": "real", "fan_in": 2}, "my_photos_2_20_4_8_sum_real_k2"),
         ("cifar10_29_8_8_k4", {}, "my_photos_2_29_8_8_k4"),
         ("cifar10_20_4_8_full", {}, "my_photos_2_20_4_8_full"),
         ("cifar10_20_4_8_full", {"cardinality": 4}, "my_photos_2_20_4_4_full"),

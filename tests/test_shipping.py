@@ -18,6 +18,7 @@ SHAPE, CLASSES = (8, 8, 1), 3
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, *SHAPE), np.uint8)
 LABELS = np.arange(20) % CLASSES
 ARCH = Architecture(11, 2, 2, 1, CLASSES, SHAPE, stem_filters=4, filters=8)
+WIRING = Connectivity.random(ARCH.modules, 2, 1, seed=0)
 
 
 def own(activation, shape=SHAPE):
@@ -30,7 +31,7 @@ def own(activation, shape=SHAPE):
 
 
 def network(activation="softmax"):
-    return GatedResNeXt(ARCH, Connectivity.initial(ARCH, "random", seed=0), activation, seed=0)
+    return GatedResNeXt(ARCH, WIRING, activation, seed=0)
 
 
 def ship(model, path, classes=LABELS, samples=None, **options):
@@ -98,7 +99,7 @@ def test_what_a_layer_computed_from_its_weights_goes_along(tmp_path):
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_a_network_of_another_precision_is_exported_in_float32(precision, tmp_path):
-    model = GatedResNeXt(ARCH, Connectivity.initial(ARCH, "random", seed=0), seed=0, precision=precision)
+    model = GatedResNeXt(ARCH, WIRING, seed=0, precision=precision)
     keras.config.set_dtype_policy(precision)
     try:
         checks = ship(model, tmp_path / "net").receipt["checks"]
@@ -164,7 +165,7 @@ def test_the_next_version_is_of_the_same_classes_and_input_or_said_to_replace_th
         UserError, match=r"is of images of \(8, 8, 1\), not \(9, 8, 1\), .*choose another --output, or say"
     ):
         shipping.ship(larger, tmp_path / "net", probe, formats=["tflite"])
-    fewer = GatedResNeXt(ARCH.replace(classes=2), Connectivity.initial(ARCH, "random", seed=0), seed=0)
+    fewer = GatedResNeXt(ARCH.replace(classes=2), WIRING, seed=0)
     with pytest.raises(UserError, match="net/5 is of 3 classes, not 2, and its clients"):
         ship(fewer, tmp_path / "net", None)
     assert files.versions(tmp_path / "net") == [1, 2, 3, 4, 5]

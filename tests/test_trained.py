@@ -74,7 +74,7 @@ def test_every_form_of_a_network_reaches_what_its_card_says(places, digits_dir, 
 
 def test_pictures_come_to_a_cropped_network_as_its_test_images_did(places, tmp_path):
     small = zoo.architecture("cifar10_20_4_8_k1").replace(input_shape=(28, 28, 3))
-    model = GatedResNeXt(small, Connectivity.initial(small, "random", seed=0), seed=0)
+    model = GatedResNeXt(small, Connectivity.random(small.modules, 8, 1, seed=0), seed=0)
     assert trained._of_model(model, "x", "x", None, "cifar10", RECIPES["cifar"]).resize == 32
     run = shutil.copytree(places["run"], tmp_path / "run")
     assert trained.of_workdir(run).resize == 8

@@ -17,7 +17,7 @@ from gated_resnext import devices, files, loop, trainer, workdir
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.data import Images
-from gated_resnext.errors import UserError
+from gated_resnext.errors import DivergedError, UserError
 from gated_resnext.loop import TensorFlowEngine
 from gated_resnext.recipes import RECIPES, Phase, Recipe
 from gated_resnext.trainer import Run
@@ -677,6 +677,33 @@ def test_rolling_back_halves_the_rate_until_the_phase_ends(uninterrupted, digits
     trainer.train(run, killed, data_dir=digits_dir, on_nan="rollback")
     assert "Rolled back" not in capsys.readouterr().out
     assert_same_end(killed, whole)
+
+
+@pytest.mark.parametrize("whole", [1, 0])
+def test_checkpoints_that_are_damaged_meanwhile_do_not_hide_a_divergence(
+    uninterrupted, digits_dir, tmp_path, capsys, monkeypatch, whole
+):
+    run, train = small_run(*PHASES, (0.5, 0.004)), loop.Loop.train
+    folder = begun(uninterrupted, tmp_path / "small", run)
+    damaged, steps = sorted((folder / "checkpoints").iterdir())[whole:], []
+
+    def diverge(self, batches, count):
+        scores = train(self, batches, count)
+        steps.extend(scores)
+        if damaged and len(steps) > 1:  # of the second step on, so that the weights before it are good
+            while damaged:
+                os.truncate(damaged.pop(), 100)
+            scores[-1] = np.nan
+        return scores
+
+    monkeypatch.setattr(loop.Loop, "train", diverge)
+    if not whole:
+        with pytest.raises(DivergedError, match=r"^the loss is nan at step 4\d, .*; no checkpoint in .* is whole"):
+            trainer.train(run, folder, data_dir=digits_dir, on_nan="rollback")
+        return
+    assert trainer.train(run, folder, data_dir=digits_dir, on_nan="rollback")["rollbacks"] == 1
+    said = capsys.readouterr().out
+    assert said.count("Skipped a damaged checkpoint") == 1 and "on from step 33 at half the rate" in said
 
 
 @pytest.mark.parametrize(("times", "rate"), [(1, 0.005), (2, 0.0025)])

@@ -328,11 +328,15 @@ def test_what_is_changed_may_be_what_it_was(published, source, images):
         ({"classes": 3, "include_top": False}, "features have no classes"),
         ({"pooling": "avg"}, "pooling is of features"),
         ({"include_top": False, "pooling": "sum"}, "pooling must be one of"),
+        ({"include_top": "yes"}, "include_top must be True or False"),
+        ({"classifier_activation": "softmaxx"}, "Could not interpret activation"),
+        ({"seed": "x"}, "seed must be a whole number or None"),
     ],
 )
-def test_changes_that_do_not_go_together_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message) as error:
-        zoo.load(K1, None, **changes)
+@pytest.mark.parametrize("weights", [None, "auto"])
+def test_changes_that_do_not_go_together_are_refused(weights, changes, message):
+    with pytest.raises(UserError, match=f"{'.*' if 'Changed' in message else '^'}{message}") as error:
+        zoo.load(K1, weights, **changes)
     assert "\n" not in str(error.value)
 
 
