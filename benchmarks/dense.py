@@ -137,7 +137,9 @@ def _trained(kind: str, images: Any, seed: int) -> dict[str, Any]:
             entropy = f"{np.mean(shares):.3f}" if shares else ""
             model, learning, loop = prune(model), False, None
         if loop is None:
-            optimizer = GateConnectSGD(0.0, GATE_RATE.value, l2=recipe.weight_decay, momentum=recipe.momentum)
+            optimizer = GateConnectSGD(
+                0.0, gate_learning_rate=GATE_RATE.value, l2=recipe.weight_decay, momentum=recipe.momentum
+            )
             optimizer.build(model.trainable_variables)
             loop = Loop(model, tf.distribute.get_strategy(), recipe.batch_size, optimizer)
         restart(optimizer)

@@ -46,7 +46,8 @@ def main(argv: list[str]) -> None:
     model = GatedResNeXt(arch, classifier_activation=None, seed=SEED.value)
     model.get_layer("standardize").mean_image.assign(images.mean_image())
     phase = recipe.phases[0]
-    optimizer = GateConnectSGD(phase.learning_rate, phase.gate_learning_rate, recipe.weight_decay, recipe.momentum)
+    rates = {"learning_rate": phase.learning_rate, "gate_learning_rate": phase.gate_learning_rate}
+    optimizer = GateConnectSGD(**rates, l2=recipe.weight_decay, momentum=recipe.momentum)
     optimizer.build(model.trainable_variables)
 
     @tf.function(autograph=False)

@@ -110,7 +110,9 @@ def trained(wiring: str, train: Pair, test: Pair, *, seed: int) -> dict[str, Any
         active, model = gated_resnext.wiring(model).active, gated_resnext.prune(model)
     entropy = None
     for (rate, gate_rate), epochs in zip(((0.1, GATE_RATE.value), (0.02, 0.0)), map(int, EPOCHS.value), strict=True):
-        model.compile(GateConnectSGD(rate, gate_rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        model.compile(
+            GateConnectSGD(rate, gate_learning_rate=gate_rate), "sparse_categorical_crossentropy", metrics=["accuracy"]
+        )
         model.fit(*train, BATCH, epochs, verbose=0)
         if learns and entropy is None:
             learned = [v for v in model.trainable_variables if v.path.endswith("real_gates")]

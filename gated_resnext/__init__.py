@@ -5,9 +5,9 @@
 
 What is where: `Architecture` and `Connectivity` are values, `GatedResNeXt` is the network they describe, `freeze` and
 `prune` cut it, `zoo` lists the paper's networks, `load` reads one that was trained, `transfer` gives it another head,
-`Recipe` and `trainer.train` learn them. `preprocess_input` and `decode_predictions` stand before and behind a network,
-`Evaluation` says how well it does. `GatedBranches` gates layers of one's own, `GatedDenseBlock` the skip connections of
-a dense block; `wiring` reads what a network has learned.
+`Recipe` and `trainer.train` learn them, and `GateConnectSGD` is what a `fit` of one's own wants. `preprocess_input` and
+`decode_predictions` stand before and behind a network, `Evaluation` says how well it does. `GatedBranches` gates layers
+of one's own, `GatedDenseBlock` the skip connections of a dense block; `wiring` reads what a network has learned.
 Importing this package imports neither Keras nor TensorFlow: each name is fetched when it is first used.
 """
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gated_resnext.heads import transfer
     from gated_resnext.layers import MultiBranchModule
     from gated_resnext.model import GatedResNeXt, load
+    from gated_resnext.optimizer import GateConnectSGD
     from gated_resnext.predictions import decode_predictions, preprocess_input
     from gated_resnext.pruning import freeze, prune, wiring
     from gated_resnext.recipes import Phase, Recipe
@@ -39,6 +40,7 @@ _HOMES = {
     "Connectivity": "connectivity",
     "DenseWiring": "dense_wiring",
     "Evaluation": "evaluation",
+    "GateConnectSGD": "optimizer",
     "GatedAggregation": "aggregation",
     "GatedBranches": "branches",
     "GatedDenseBlock": "dense_block",
@@ -60,6 +62,7 @@ __all__ = [
     "Connectivity",
     "DenseWiring",
     "Evaluation",
+    "GateConnectSGD",
     "GatedAggregation",
     "GatedBranches",
     "GatedDenseBlock",
@@ -79,8 +82,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "zoo":
-        return importlib.import_module("gated_resnext.zoo")
+    if name in ("zoo", *_HOMES.values()):
+        return importlib.import_module(f"gated_resnext.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(f"gated_resnext.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'gated_resnext' has no attribute {name!r}")

@@ -79,7 +79,8 @@ class GatedAggregation(LearnsGates):
 
     With `sources` the wiring is fixed. Without, the layer learns `real_gates`, a weight of shape (J, C): in training it
     draws K binary gates a row, once a call, a function of (seed, number of the call); otherwise, and while it is not
-    `trainable`, it takes the top K.
+    `trainable`, it takes the top K. What calls it twice for a step, as `keras.RematScope` does, gets two draws: `remat`
+    is for that.
 
     With aggregation="weighted", x_j = ReLU(\sum_k g_jk a_jk y_k), where `branch_weights` a of shape (J, C) is learned,
     beginning at 1/K, with which it is the mean. For s_j, the sum before its ReLU, dL/da_jk = g_jk <dL/ds_j, y_k> and
@@ -136,6 +137,11 @@ class GatedAggregation(LearnsGates):
 
     def build(self, shape: Any) -> None:
         branches = shape[0]
+        if not isinstance(branches, int) or len(shape) < 3:
+            raise ValueError(
+                "expected one tensor (branches, batch, height, width, channels), of a list keras.ops.stack(list). "
+                f"Received: shape={tuple(shape)}"
+            )
         if self.sources is not None:
             Connectivity(branches, (self.sources,))
             self.fixed_gates = np.zeros((len(self.sources), branches), np.float32)

@@ -10,7 +10,7 @@ import keras
 
 from gated_resnext.branches import GatedBranches
 from gated_resnext.connectivity import Connectivity
-from gated_resnext.copying import copy_weights
+from gated_resnext.copying import copy_weights, made_again
 from gated_resnext.nested import holds
 
 Tensor = Any
@@ -107,7 +107,10 @@ def _graph(model: keras.Model) -> keras.Model:
             f"expected a functional model, or a Sequential one that was built. Received: {model}"
         ) from None
     if not holds(graph, GatedBranches):
-        raise ValueError(f"expected a model that is made of GatedBranches. Received: {model}, which has none")
+        raise ValueError(
+            f"expected a model that is made of GatedBranches. Received: {model}, which has none; of a GatedResNeXt "
+            "keras.models.clone_model makes a model that is no longer one: copy.deepcopy keeps it"
+        )
     return graph
 
 
@@ -167,7 +170,7 @@ def _rebuilt(model: keras.Model, choose: Callable[[keras.Model], dict[str, Kept]
         elif isinstance(layer, keras.Model) and holds(layer, GatedBranches):
             clone = _rebuilt(layer, choose)
         else:
-            clone = layer.__class__.from_config(layer.get_config())
+            clone = made_again(layer)
         gives[id(clone)] = len(layer._inbound_nodes[0].outputs)
         return clone
 

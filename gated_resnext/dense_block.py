@@ -225,6 +225,9 @@ class GatedDenseBlock(keras.layers.Layer):
         channels = x.shape[-1] + self.layer_count * self.growth if self.transition is None else self.transition
         return keras.KerasTensor((*x.shape[:-1], channels), dtype=self.compute_dtype)
 
+    def compute_output_shape(self, shape: Any) -> tuple[int | None, ...]:
+        return self.compute_output_spec(keras.KerasTensor(shape)).shape
+
     def wiring(self) -> DenseWiring:
         """The wiring the block evaluates with: the top K of the gates where they are learned."""
         if not self.built:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
-from gated_resnext.branches import GatedBranches
-from gated_resnext.copying import copy_weights
+from gated_resnext.copying import with_others
 from gated_resnext.dense_block import GatedDenseBlock
 from gated_resnext.dense_wiring import DenseWiring
 from gated_resnext.nested import holds
@@ -57,44 +54,19 @@ def prune(model: keras.Model) -> keras.Model:
 
 def _rewired(model: keras.Model, fixed: Callable[[DenseWiring], tuple[DenseWiring, Sequence[int]]]) -> keras.Model:
     """A copy of a model whose blocks have the wiring, and of the old layers those, that `fixed` gives."""
-    blocks = {layer.name: layer for layer in model.layers if isinstance(layer, GatedDenseBlock)}
-    nested = {layer.name for layer in model.layers if isinstance(layer, keras.Model) and holds(layer, GatedDenseBlock)}
-    if not (blocks or nested):
+    if not holds(model, GatedDenseBlock):
         raise ValueError(f"there is no GatedDenseBlock among the layers of {model.name}")
 
-    def copied(layer: keras.layers.Layer) -> keras.layers.Layer:
-        if layer.name in nested:
-            return _rewired(layer, fixed)
-        if isinstance(layer, GatedBranches):
-            return layer.remade(range(len(layer.branches)), layer.sources)
-        changes: dict[str, Any] = {}
-        if layer.name in blocks:
-            wiring, _ = fixed(layer.wiring())
-            changes = {"layers": wiring.layers, "sources": wiring.sources}
-        return type(layer).from_config({**layer.get_config(), **changes})
+    def other(block: GatedDenseBlock) -> GatedDenseBlock:
+        wiring, _ = fixed(block.wiring())
+        changes = {"layers": wiring.layers, "sources": wiring.sources}
+        return type(block).from_config({**block.get_config(), **changes})
 
-    with _uncompiled(model):  # cloning would look for a loss of one's own among Keras' own
-        copy = keras.models.clone_model(model, clone_function=copied)
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.InputLayer) or layer.name in nested:  # renamed, filled already
-            continue
-        target = copy.get_layer(layer.name)
-        if layer.name in blocks:
-            _, kept = fixed(layer.wiring())
-            _fill(target, layer, kept)
-        else:
-            copy_weights(layer, target)
-    return copy
+    def fill(block: GatedDenseBlock, target: GatedDenseBlock) -> None:
+        _, kept = fixed(block.wiring())
+        _fill(target, block, kept)
 
-
-@contextlib.contextmanager
-def _uncompiled(model: keras.Model) -> Iterator[None]:
-    """The model, which passes for one that was not compiled."""
-    before, model.compiled = model.compiled, False
-    try:
-        yield
-    finally:
-        model.compiled = before
+    return with_others(model, GatedDenseBlock, other, fill)
 
 
 def _fill(target: GatedDenseBlock, source: GatedDenseBlock, kept: Sequence[int]) -> None:

@@ -24,6 +24,9 @@ class DivergedError(UserError):
         super().__init__(message)
         self.step = step
 
+    def __reduce__(self) -> tuple[Any, ...]:  # what pickle calls: Exception's own forgets the step
+        return type(self), (str(self), self.step)
+
 
 def check_choice(field: str, value: Any, choices: Sequence[Any]) -> None:
     """Raises ValueError where a field is none of its choices."""
@@ -80,7 +83,8 @@ def run(main: Callable[[list[str]], Any]) -> None:
             return _fail("out of memory: choose a smaller network or batch")
         except Exception as error:  # TensorFlow writes files too, and has errors of its own for them
             full = os.strerror(errno.ENOSPC) in str(error) or os.strerror(errno.EDQUOT) in str(error)
-            if type(error).__name__ == "ResourceExhaustedError" and not full:
+            exhausted = "RESOURCE_EXHAUSTED" in str(error)  # as JAX has it, in an error of many kinds
+            if (exhausted or type(error).__name__ == "ResourceExhaustedError") and not full:
                 return _fail(f"out of memory: choose a smaller network or batch ({first_line(error)})")
             backend = os.environ.get("KERAS_BACKEND")
             if backend and importlib.util.find_spec(backend) is None:

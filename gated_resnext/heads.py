@@ -21,7 +21,7 @@ def transfer(
     include_top: bool = True,
     pooling: str | None = None,
     input_shape: Sequence[int] | None = None,
-    classifier_activation: str | None = "softmax",
+    classifier_activation: str | None = "auto",
     seed: int | None = None,
     name: str | None = None,
 ) -> GatedResNeXt:
@@ -34,7 +34,7 @@ def transfer(
         pooling: of the features: None for the feature maps, "avg" or "max" for a vector an image.
         input_shape: (height, width, channels) of the images; of another height or width the mean image becomes its
             mean pixel, and all else is the same. None keeps the network's.
-        classifier_activation: "softmax", or None for logits.
+        classifier_activation: "softmax", None for logits, or "auto": what a classifier that is kept had, else softmax.
         seed: of the new classifier and of draws; None for a random one.
         name: of the new network; None keeps the old one's.
 
@@ -47,6 +47,9 @@ def transfer(
     >>> transfer(zoo.load("digits_11_4_4_k1"), classes=2).output_shape
     (None, 2)
     """
+    if classifier_activation == "auto":
+        kept = include_top and classes is None
+        classifier_activation = model.classifier_activation if kept else "softmax"
     check(classes, include_top, pooling, classifier_activation, seed)
     if include_top and classes is None and not model.include_top:
         raise UserError(f"{model.name} has no classifier to keep: give one with classes=N, or include_top=False")
@@ -62,7 +65,9 @@ def transfer(
         "seed": seed,
         "name": name or model.name,
     }
-    target = GatedResNeXt.from_config(config)
+    if classes is not None:
+        config["frozen"] = [layer for layer in config["frozen"] if layer != HEAD.rstrip("/")]
+    target = type(model).from_config(config)
     target.assign_by_name(fitted(model.weights_by_name(), target, new_head=classes is not None))
     return target
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -12,9 +12,12 @@ import numpy as np
 
 from gated_resnext.aggregation import BranchMean, GatedAggregation
 from gated_resnext.architecture import STEMS, Architecture
+from gated_resnext.branches import GatedBranches
 from gated_resnext.connectivity import Connectivity
+from gated_resnext.dense_block import GatedDenseBlock
 from gated_resnext.errors import UserError, check_choice, first_line
 from gated_resnext.layers import LAST, MultiBranchModule, ReplicaMeanNormalization, Standardize
+from gated_resnext.nested import holds
 from gated_resnext.norm import EPSILON, MOMENTUM
 from gated_resnext.seeds import a_seed, seeds_from
 
@@ -23,7 +26,7 @@ POOLINGS = (None, "avg", "max")
 
 @keras.saving.register_keras_serializable("gated_resnext")
 class GatedResNeXt(keras.Model):
-    """A multi-branch residual network from raw uint8 pixels to class probabilities.
+    """A multi-branch residual network from raw pixels to class probabilities.
 
     Args:
         architecture: its shape.
@@ -38,9 +41,12 @@ class GatedResNeXt(keras.Model):
         remat: whether learned gates, or learned weights of a sum, keep one wide tensor a module for the backward pass,
             not two, and compute the other again.
         seed: of the initial weights and of the draws; None for a random one.
+        name: of the network.
+        trainable: False for one none of whose layers learns or draws.
+        frozen: names of the layers that do not, such as those of a trunk; they are kept in files and by `prune`.
 
     Call arguments:
-        images: (batch, height, width, channels), 0 to 255.
+        images: (batch, height, width, channels), 0 to 255, uint8 or floats.
 
     Returns:
         (batch, classes); without the top (batch, height, width, channels), or (batch, channels) if pooled.
@@ -70,13 +76,14 @@ class GatedResNeXt(keras.Model):
         precision: str | None = None,
         remat: bool = False,
         seed: int | None = None,
-        **kwargs: Any,
+        name: str = "gated_resnext",
+        trainable: bool = True,
+        frozen: Sequence[str] = (),
     ) -> None:
         if isinstance(architecture, dict):
             architecture = Architecture.from_dict(architecture)
         if isinstance(connectivity, dict):
             connectivity = Connectivity.from_dict(connectivity)
-        kwargs.setdefault("name", "gated_resnext")
         _check(architecture, connectivity)
         check_head(include_top, pooling, classifier_activation)
         seed = a_seed(seed)
@@ -84,7 +91,7 @@ class GatedResNeXt(keras.Model):
             images, outputs = _graph(
                 architecture, connectivity, classifier_activation, include_top, pooling, synchronized, remat, seed=seed
             )
-            super().__init__(inputs=images, outputs=outputs, **kwargs)
+            super().__init__(inputs=images, outputs=outputs, name=name)
             self.precision = keras.config.dtype_policy().name
         self.architecture = architecture
         self.connectivity = connectivity
@@ -94,6 +101,11 @@ class GatedResNeXt(keras.Model):
         self.synchronized = synchronized
         self.remat = remat
         self.seed = seed
+        for layer in self.layers:
+            if layer.name in frozen:
+                layer.trainable = False
+        if not trainable:
+            self.trainable = False
 
     @property
     def gates(self) -> list[GatedAggregation]:
@@ -112,6 +124,23 @@ class GatedResNeXt(keras.Model):
         if not arch.has_binary_gates:
             return Connectivity.full(arch.modules, arch.cardinality)
         return Connectivity.top_k(self.real_gates(), arch.fan_in, first=arch.cardinality)
+
+    def stages(self) -> keras.Model:
+        """A model of the features at the end of each stage, for heads that read several, as those of detection do.
+
+        Returns:
+            From images to a list of (batch, height, width, channels), the largest maps first: of each stage what the
+            classifier reads of the last one, the ReLU of the branches' mean, or sum. It shares this network's layers.
+
+        Example:
+
+        >>> GatedResNeXt(Architecture(depth=11, width=4, cardinality=4, fan_in=1)).stages().output_shape
+        [(None, 32, 32, 64), (None, 16, 16, 128), (None, 8, 8, 256)]
+        """
+        last = {plan.name.split("_")[0]: plan.name for plan in self.architecture.plan()}
+        return keras.Model(
+            self.input, [_read(self.get_layer(name).output, self.architecture, stage) for stage, name in last.items()]
+        )
 
     def weights_by_name(self) -> dict[str, np.ndarray]:
         """Every weight and state by its name, such as "stage1_module1/reduce/kernel"."""
@@ -154,6 +183,7 @@ class GatedResNeXt(keras.Model):
             "remat": self.remat,
             "seed": self.seed,
             "name": self.name,
+            "frozen": [layer.name for layer in self.layers if not layer.trainable],
         }
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
@@ -171,11 +201,14 @@ class GatedResNeXt(keras.Model):
         return cls(**config)
 
 
-def load(path: str | os.PathLike[str]) -> GatedResNeXt:
-    """A network from a .keras file, such as a training's `model.keras`.
+def load(path: str | os.PathLike[str]) -> Any:
+    """A network from a .keras file, such as a training's `model.keras`, or a model of one's own that has gates.
 
     Args:
-        path: the file.
+        path: the file. A model of one's own has a `GatedResNeXt`, `GatedBranches` or a `GatedDenseBlock` in it.
+
+    Returns:
+        The `GatedResNeXt`, or the `keras.Model`.
 
     Raises:
         UserError: if it is not there, is damaged, or holds another kind of model.
@@ -186,8 +219,8 @@ def load(path: str | os.PathLike[str]) -> GatedResNeXt:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # zip, HDF5 and Keras each have their own for a damaged file
         raise UserError(f"{path} does not hold a network: {first_line(error)}") from error
-    if not isinstance(model, GatedResNeXt):
-        raise UserError(f"{path} holds a {type(model).__name__}, not a GatedResNeXt")
+    if not isinstance(model, GatedResNeXt) and not holds(model, (GatedResNeXt, GatedBranches, GatedDenseBlock)):
+        raise UserError(f"{path} holds a {type(model).__name__} without gates, not a GatedResNeXt")
     return model
 
 
@@ -206,9 +239,10 @@ def _graph(
     synchronized = synchronized and keras.backend.backend() == "tensorflow"  # the only one with replicas here
     seeds = iter(seeds_from(seed, 2 * architecture.modules + 2))
     blocks = connectivity.blocks if connectivity else (architecture.cardinality,) * architecture.modules
-    shared, summed = architecture.aggregation == "shared", architecture.aggregation == "sum"
+    shared = architecture.aggregation == "shared"
 
-    images = keras.Input(architecture.input_shape, name="images", dtype="uint8")
+    # Floats, though pixels come as uint8: what stands before a network may give any, and have its gradient.
+    images = keras.Input(architecture.input_shape, name="images", dtype="float32")
     x = _stem(Standardize(name="standardize")(images), architecture, synchronized, seed=next(seeds))
     for module, plan in enumerate(architecture.plan()):
         seed_of_gates, seed_of_module = next(seeds), next(seeds)
@@ -236,7 +270,7 @@ def _graph(
             seed=seed_of_module,
             name=plan.name,
         )(x)
-    x = keras.layers.ReLU(name="relu")(x) if shared else BranchMean("sum" if summed else "mean", name="mean")(x)
+    x = _read(x, architecture)
     if include_top or pooling == "avg":
         x = keras.layers.GlobalAveragePooling2D(LAST, name="pool")(x)
     elif pooling == "max":
@@ -253,6 +287,14 @@ def _graph(
     return images, x
 
 
+def _read(y: Any, architecture: Architecture, stage: str = "") -> Any:
+    """What reads all blocks of a module, be it the head's or, of features, a stage's."""
+    prefix = f"{stage}_" if stage else ""
+    if architecture.aggregation == "shared":
+        return keras.layers.ReLU(name=f"{prefix}relu")(y)
+    return BranchMean("sum" if architecture.aggregation == "sum" else "mean", name=f"{prefix}mean")(y)
+
+
 @contextlib.contextmanager
 def _policy(precision: str | None) -> Iterator[None]:
     """A Keras dtype policy for the layers that are made inside; None for the one in force."""
@@ -265,8 +307,14 @@ def _policy(precision: str | None) -> Iterator[None]:
 
 
 def _check(architecture: Architecture, connectivity: Connectivity | None) -> None:
+    if not isinstance(architecture, Architecture):
+        raise ValueError(
+            f"architecture must be an Architecture; a network of the zoo is zoo.load(name). Received: {architecture!r}"
+        )
     if connectivity is None:
         return
+    if not isinstance(connectivity, Connectivity):
+        raise ValueError(f"connectivity must be a Connectivity or None. Received: {connectivity!r}")
     if not architecture.learnable and architecture.modules > 1:
         raise ValueError("aggregation='shared' is wired fully; it takes no connectivity")
     if architecture.gates == "real":

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 
-def layers_of(model: keras.Model, kind: type) -> Iterator[Any]:
+def layers_of(model: keras.Model, kind: type | tuple[type, ...]) -> Iterator[Any]:
     """The layers of a kind in a model and in those nested in it, in order."""
     for layer in model.layers:
         if isinstance(layer, kind):
@@ -17,6 +17,6 @@ def layers_of(model: keras.Model, kind: type) -> Iterator[Any]:
             yield from layers_of(layer, kind)
 
 
-def holds(model: keras.Model, kind: type) -> bool:
+def holds(model: keras.Model, kind: type | tuple[type, ...]) -> bool:
     """Whether there is a layer of a kind in a model or in those nested in it."""
     return any(True for _ in layers_of(model, kind))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import keras
@@ -22,9 +23,12 @@ class GateConnectSGD(keras.optimizers.SGD):
 
     Args:
         learning_rate: of the weights.
-        gate_learning_rate: of the gates.
-        l2: weight decay of the kernels. (Keras' own `weight_decay` is decoupled, so it stays unused.)
+        gate_learning_rate: of the gates, a number; one that is set later counts once the model is compiled again.
+        l2: weight decay of the kernels. (Keras' own `weight_decay` is decoupled, and of gates, gamma and beta too.)
         momentum: of the weights.
+
+    Raises:
+        ValueError: if there is a `weight_decay`, or the gates' rate is no number.
 
     Reference:
         Algorithm 1, step 3, and Appendix E of the paper; docs/deviations.md, rows 11, 14 and 16.
@@ -33,15 +37,25 @@ class GateConnectSGD(keras.optimizers.SGD):
     def __init__(
         self,
         learning_rate: float = 0.1,
+        *,
         gate_learning_rate: float = 0.2,
         l2: float = 5e-4,
         momentum: float = 0.9,
         **kwargs: Any,
     ) -> None:
+        if kwargs.get("weight_decay"):
+            raise ValueError(
+                "l2 decays the kernels; weight_decay would decay gates, gamma and beta too. "
+                f"Received: weight_decay={kwargs['weight_decay']!r}"
+            )
+        if isinstance(gate_learning_rate, bool) or not isinstance(gate_learning_rate, numbers.Real):
+            raise ValueError(
+                f"gate_learning_rate must be a number. Received: gate_learning_rate={gate_learning_rate!r}"
+            )
         kwargs.setdefault("name", "sgd")
         super().__init__(learning_rate, momentum, **kwargs)
-        self.gate_learning_rate = gate_learning_rate
-        self.l2 = l2
+        self.gate_learning_rate: float = gate_learning_rate
+        self.l2: float = l2
 
     def build(self, variables: list[keras.Variable]) -> None:
         # Under tf.distribute `update_step` sees variables without a path, but in the order given here.

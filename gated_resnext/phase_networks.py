@@ -112,7 +112,10 @@ class PhaseNetworks:
         with self.engine.scope():
             model = self._network(self.wiring and self.wiring.pruned())
             optimizer: Any = GateConnectSGD(
-                phase.learning_rate, phase.gate_learning_rate, l2=recipe.weight_decay, momentum=recipe.momentum
+                phase.learning_rate,
+                gate_learning_rate=phase.gate_learning_rate,
+                l2=recipe.weight_decay,
+                momentum=recipe.momentum,
             )
             if self.options["precision"] == "mixed_float16":  # its gradients need a scale not to vanish
                 # Its name is in its variables' paths, and so in the checkpoints: Keras would number it.

@@ -53,6 +53,11 @@ def preprocess_input(
     (1, 8, 8, 1)
     """
     shape, side = _wanted(network, resize)
+    if hasattr(images, "op") or type(images).__name__ == "SymbolicTensor":
+        raise UserError(
+            "these are no arrays yet, as in Dataset.map: there, for one image, use "
+            f"gated_resnext.preprocessing.central_crop(image, {shape[:2]}, {side})"
+        )
     each = [np.asarray(image) for image in images]
     if not each or any(image.ndim != 3 or not image.size for image in each):
         raise UserError(

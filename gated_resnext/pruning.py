@@ -12,9 +12,10 @@ from gated_resnext import branch_pruning, dense_pruning
 from gated_resnext.architecture import Architecture
 from gated_resnext.branches import GatedBranches
 from gated_resnext.connectivity import Connectivity
+from gated_resnext.copying import with_others
 from gated_resnext.dense_block import GatedDenseBlock
 from gated_resnext.model import GatedResNeXt
-from gated_resnext.nested import holds
+from gated_resnext.nested import holds, layers_of
 
 Weights = dict[str, np.ndarray]
 
@@ -30,9 +31,9 @@ def rebuild(model: GatedResNeXt, **changes: Any) -> GatedResNeXt:
 
     Args:
         model: a network.
-        **changes: `connectivity`, `classifier_activation`; other arguments stay as they are.
+        **changes: arguments of `GatedResNeXt`; others stay as they are.
     """
-    rebuilt = GatedResNeXt.from_config({**model.get_config(), **changes})
+    rebuilt = type(model).from_config({**model.get_config(), **changes})
     _copy_weights(model, rebuilt)
     return rebuilt
 
@@ -43,7 +44,12 @@ def wiring(model: keras.Model) -> Connectivity:
     Args:
         model: a `GatedResNeXt`, or a model of one's own that is a chain of `GatedBranches` (`branch_pruning.wiring`).
     """
-    return model.wiring() if isinstance(model, GatedResNeXt) else branch_pruning.wiring(model)
+    if isinstance(model, GatedResNeXt):
+        return model.wiring()
+    if isinstance(model, keras.Model) and not holds(model, GatedBranches):
+        for layer in layers_of(model, (GatedResNeXt, GatedDenseBlock)):
+            raise ValueError(f"{model.name} has no wiring of its own: ask its layer {layer.name!r} for its wiring()")
+    return branch_pruning.wiring(model)
 
 
 def freeze(model: keras.Model) -> keras.Model:
@@ -51,13 +57,13 @@ def freeze(model: keras.Model) -> keras.Model:
 
     Args:
         model: a `GatedResNeXt` whose gates are binary, or a model of one's own that is made of `GatedBranches`
-            (`branch_pruning.freeze`) or has a `GatedDenseBlock` (`dense_pruning.freeze`).
+            (`branch_pruning.freeze`) or has a `GatedDenseBlock` (`dense_pruning.freeze`) or a `GatedResNeXt` in it.
 
     Returns:
         A new network with the same weights, or the given `GatedResNeXt` where there is nothing to fix.
     """
     if not isinstance(model, GatedResNeXt):
-        return _of_ones_own(model, dense_pruning.freeze, branch_pruning.freeze)
+        return _of_ones_own(model, freeze, dense_pruning.freeze, branch_pruning.freeze)
     nothing_to_fix = model.connectivity is not None or not model.architecture.has_binary_gates
     return model if nothing_to_fix else rebuild(model, connectivity=model.wiring())
 
@@ -67,7 +73,7 @@ def prune(model: keras.Model) -> keras.Model:
 
     Args:
         model: a `GatedResNeXt`, its wiring learned or fixed, or a model of one's own that is made of `GatedBranches`
-            (`branch_pruning.prune`) or has a `GatedDenseBlock` (`dense_pruning.prune`).
+            (`branch_pruning.prune`) or has a `GatedDenseBlock` (`dense_pruning.prune`) or a `GatedResNeXt` in it.
 
     Returns:
         A new network whose `connectivity` has the active blocks alone, renumbered; the given network where every
@@ -85,22 +91,31 @@ def prune(model: keras.Model) -> keras.Model:
         Section 2.1 of the paper; docs/deviations.md, row 15.
     """
     if not isinstance(model, GatedResNeXt):
-        return _of_ones_own(model, dense_pruning.prune, branch_pruning.prune)
+        return _of_ones_own(model, prune, dense_pruning.prune, branch_pruning.prune)
     if model.connectivity is None and not model.architecture.has_binary_gates:
         return model
     wiring = model.wiring()
-    pruned = GatedResNeXt.from_config({**model.get_config(), "connectivity": wiring.pruned()})
+    pruned = type(model).from_config({**model.get_config(), "connectivity": wiring.pruned()})
     _copy_weights(model, pruned, wiring)
     return pruned
 
 
-def _of_ones_own(
-    model: keras.Model, dense: Callable[[keras.Model], keras.Model], branches: Callable[[keras.Model], keras.Model]
-) -> keras.Model:
-    """What is done to the dense blocks of a model, where it has some, and to its branches."""
-    has_dense = isinstance(model, keras.Model) and holds(model, GatedDenseBlock)
-    model = dense(model) if has_dense else model
-    return model if has_dense and not holds(model, GatedBranches) else branches(model)
+Change = Callable[[keras.Model], keras.Model]
+
+
+def _of_ones_own(model: keras.Model, network: Change, dense: Change, branches: Change) -> keras.Model:
+    """What is done to the networks in a model, to its dense blocks and to its branches, where it has some."""
+
+    def other(inner: GatedResNeXt) -> GatedResNeXt:
+        changed = network(inner)
+        return rebuild(inner) if changed is inner else changed
+
+    whole, found = isinstance(model, keras.Model), False
+    if whole and holds(model, GatedResNeXt):
+        model, found = with_others(model, GatedResNeXt, other, lambda before, after: None), True
+    if whole and holds(model, GatedDenseBlock):
+        model, found = dense(model), True
+    return model if found and not holds(model, GatedBranches) else branches(model)
 
 
 def cut(values: Weights, architecture: Architecture, wiring: Connectivity) -> tuple[Weights, Weights]:

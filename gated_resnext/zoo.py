@@ -111,6 +111,7 @@ def load(
     input_shape: Sequence[int] | None = None,
     classifier_activation: str | None = "softmax",
     seed: int | None = None,
+    model_name: str | None = None,
 ) -> GatedResNeXt:
     """A network of the zoo, as it was trained or to be trained on for another task.
 
@@ -127,6 +128,7 @@ def load(
         input_shape: (height, width, channels) instead of the data set's. Published weights fit any height and width.
         classifier_activation: "softmax", or None for logits.
         seed: of the initial weights, the draws and a random wiring; a file of weights alone needs that of its training.
+        model_name: of the `keras.Model`, which in a larger model must be its alone; None for the entry's.
 
     Returns:
         A `keras.Model` from uint8 images (batch, height, width, channels) to probabilities (batch, classes), or to
@@ -155,7 +157,8 @@ def load(
     if weights == "published" and (unfit or published is None):
         train = f"there are no published weights of {name}; train them: python -m gated_resnext.train --entry={name}"
         raise UserError(f"{unfit}; weights=None initialises them" if unfit else train)
-    options: dict[str, Any] = {"include_top": include_top, "pooling": pooling, "seed": seed, "name": name}
+    options: dict[str, Any] = {"include_top": include_top, "pooling": pooling, "seed": seed}
+    options["name"] = model_name or name
     wiring: Connectivity | None = None
     if weights in ("auto", "published") and published is not None and not unfit:
         try:

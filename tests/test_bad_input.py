@@ -534,7 +534,7 @@ def test_neither_a_folder_nor_another_model_is_a_network(tmp_path):
         with pytest.raises(UserError, match="there is no file"):
             gated_resnext.load(path)
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]).save(tmp_path / "other.keras")
-    with pytest.raises(UserError, match="holds a Sequential, not a GatedResNeXt"):
+    with pytest.raises(UserError, match="holds a Sequential without gates, not a GatedResNeXt"):
         gated_resnext.load(tmp_path / "other.keras")
 
 

@@ -234,7 +234,7 @@ def test_the_blocks_of_nested_models_are_frozen_and_pruned_too():
 def test_a_network_learns_is_frozen_pruned_saved_and_learns_on(tmp_path):
     model, labels = network(), np.arange(2)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(GateConnectSGD(0.05, 0.5), loss, run_eagerly=True)
+    model.compile(GateConnectSGD(0.05, gate_learning_rate=0.5), loss, run_eagerly=True)
     first = model.train_on_batch(images(), labels)
     for _ in range(10):
         last = model.train_on_batch(images(), labels)
@@ -386,7 +386,8 @@ from gated_resnext.optimizer import GateConnectSGD
 assert keras.backend.backend() == "jax"
 model, given = keras.saving.load_model(sys.argv[1]), np.load(sys.argv[2])
 before, small = model.predict(given["images"]), dense_pruning.prune(model).predict(given["images"])
-model.compile(GateConnectSGD(0.05, 0.5), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+model.compile(GateConnectSGD(0.05, gate_learning_rate=0.5), loss)
 model.fit(given["images"], given["labels"], epochs=3, verbose=0)
 step = model.get_layer("first").readers[2].step
 moved = np.asarray(model.get_layer("first").readers[4].real_gates)

@@ -71,7 +71,7 @@ class Given(Plan):
         return data[0][chosen], data[1][chosen]
 
 def learning(model, batch_size, rate, **options):
-    optimizer = GateConnectSGD(rate, 0.0, **{"l2": 0.0, "momentum": 0.0, **options})
+    optimizer = GateConnectSGD(rate, gate_learning_rate=0.0, **{"l2": 0.0, "momentum": 0.0, **options})
     optimizer.build(model.trainable_variables)
     return JaxLoop(model, batch_size, optimizer)
 

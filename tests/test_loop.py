@@ -44,7 +44,7 @@ def batches_of(count, seed=0, classes=CLASSES):
 
 
 def learning(model, batch_size=BATCH, rate=0.5, **options):
-    optimizer = GateConnectSGD(rate, 0.0, **{"l2": 0.0, "momentum": 0.0, **options})
+    optimizer = GateConnectSGD(rate, gate_learning_rate=0.0, **{"l2": 0.0, "momentum": 0.0, **options})
     optimizer.build(model.trainable_variables)
     return Loop(model, tf.distribute.get_strategy(), batch_size, optimizer)
 

@@ -27,7 +27,7 @@ def network(wiring=None, aggregation="mean", **options):
 
 def losses(model, digits_dir, steps=STEPS):
     images = Images("optical_digits", RECIPES["digits"], digits_dir)
-    optimizer = GateConnectSGD(0.03, 0.2)  # at 0.1 rounding soon makes another training of it
+    optimizer = GateConnectSGD(0.03, gate_learning_rate=0.2)  # at 0.1 rounding soon makes another training of it
     if model.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(model.trainable_variables)

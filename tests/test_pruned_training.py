@@ -50,7 +50,7 @@ def trained(arch, wiring, state):
     """Losses of some steps from a state, and the state after them, the optimizer's included."""
     model = GatedResNeXt(arch, wiring, None, seed=1)
     model.assign_by_name(state)
-    optimizer = GateConnectSGD(RATE, 0.0, l2=L2, momentum=MOMENTUM)
+    optimizer = GateConnectSGD(RATE, gate_learning_rate=0.0, l2=L2, momentum=MOMENTUM)
     optimizer.build(model.trainable_variables)
     loop = Loop(model, tf.distribute.get_strategy(), BATCH, optimizer)
     scores = loop.train(batches(), STEPS)
