@@ -204,11 +204,18 @@ class _Builder:
         return self._sum(shares, name)
 
     def _sum(self, x: Sequence[Any], name: str) -> Any:
-        """Two by two: as many additions, and each partial sum is a tensor whose range can be known for int8."""
-        total = x[0]
-        for number, term in enumerate(x[1:], start=2):
-            total = self.layers.Add(name=f"{name}{number}")([total, term])
-        return total
+        """In a tree of pairs: as many additions, each of a range that can be known for int8, and few behind another.
+
+        Keras builds a graph by a recursion as deep as it: 64 terms behind each other are too many for Python.
+        """
+        parts, number = list(x), 1
+        while len(parts) > 1:
+            paired = []
+            for pair in zip(parts[::2], parts[1::2], strict=False):
+                number += 1
+                paired.append(self.layers.Add(name=f"{name}{number}")([*pair]))
+            parts = paired + parts[2 * len(paired) :]
+        return parts[0]
 
     def _split(self, x: Any, sizes: Sequence[int]) -> list[Any]:
         return [x] if len(sizes) == 1 else self.toolkit.split(x, sizes)

@@ -160,7 +160,7 @@ class Training(NamedTuple):
             callback.on_epoch_end(0)
 
 
-def _quantized(model: GatedResNeXt, twin: Any, training: Training, **options: Any) -> bytes:
+def _quantized(model: GatedResNeXt, twin: Any, training: Training, **_: Any) -> bytes:
     tf_keras = tools().tf_keras
     from export import quantization
 
@@ -171,7 +171,7 @@ def _quantized(model: GatedResNeXt, twin: Any, training: Training, **options: An
     return quantization.to_tflite(emulated)
 
 
-def _pruned(model: GatedResNeXt, twin: Any, training: Training, *, sparsity: float, **options: Any) -> bytes:
+def _pruned(model: GatedResNeXt, twin: Any, training: Training, *, sparsity: float, **_: Any) -> bytes:
     """The share of zeros grows over the first half of the steps; the other half mends."""
     tf_keras, tfmot = tools()
     every = max(1, training.steps // 40)
@@ -188,16 +188,12 @@ def _pruned(model: GatedResNeXt, twin: Any, training: Training, *, sparsity: flo
     return _written(model, tfmot.sparsity.keras.strip_pruning(sparse))
 
 
-def _clustered(model: GatedResNeXt, twin: Any, training: Training, *, clusters: int, **options: Any) -> bytes:
+def _clustered(model: GatedResNeXt, twin: Any, training: Training, *, clusters: int, **_: Any) -> bytes:
     tf_keras, tfmot = tools()
-    options = {
-        "number_of_clusters": clusters,
-        "cluster_centroids_init": tfmot.clustering.keras.CentroidInitialization.KMEANS_PLUS_PLUS,
-    }
 
     def wrapped(layer: Any) -> Any:
         if _in_a_module(layer) and math.prod(layer.kernel.shape) > clusters:
-            return tfmot.clustering.keras.cluster_weights(layer, **options)
+            return tfmot.clustering.keras.cluster_weights(layer, clusters)
         return layer
 
     few = tf_keras.models.clone_model(twin, clone_function=wrapped)
@@ -236,5 +232,5 @@ def _written(model: GatedResNeXt, twin: Any) -> bytes:
         raise AssertionError(f"weights of layers that the compact graph does not have: {sorted(trained)}")
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.tflite"
-        tflite.write(small, path)
+        tflite.write(small, path, classes=False)
         return path.read_bytes()

@@ -10,6 +10,7 @@ networks it keeps what starts TF Serving on all of them: docker compose -f <outp
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -78,6 +79,11 @@ def main(argv: list[str]) -> None:
                 raise errors.UserError(f"--image_folder is for a training on a folder; {WORKDIR.value} is of {dataset}")
             dataset = of_folder(IMAGE_FOLDER.value)
 
+    if "://" in OUTPUT.value:
+        raise errors.UserError(
+            "--output is a folder of this machine: mount what is elsewhere, or copy a version there and give it its "
+            f"number last. Received: {OUTPUT.value}"
+        )
     backend.choose()
     import gated_resnext
     from export import shipping
@@ -182,6 +188,8 @@ def _images(network: trained.Trained, dataset: str, recipe: recipes.Recipe, shap
     """The data set, of the network's classes, without a broken image."""
     from gated_resnext.data import Images
 
+    if not COMPRESS.value:  # nothing is trained, so that there may be any number of images
+        recipe = dataclasses.replace(recipe, batch_size=1)
     try:
         images = Images(dataset, recipe, DATA_DIR.value, shape)
     except errors.UserError as error:

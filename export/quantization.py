@@ -129,7 +129,7 @@ def calibrate(model: Any, batches: tf.data.Dataset) -> None:
 def to_tflite(model: Any) -> bytes:
     """An int8 .tflite, uint8 pixels in and float32 probabilities out, with the ranges of the training."""
     shape = model.input_shape[1:]
-    serve = saved_model.signature(model, lambda images, shape: images)
+    serve = saved_model.signature(model, lambda images, shape: images, classes=False)
 
     def ranged(images: tf.Tensor) -> dict[str, tf.Tensor]:
         return serve(tf.quantization.fake_quant_with_min_max_args(images, 0.0, 1.0))  # steps of 1/255: the pixels
@@ -143,4 +143,4 @@ def to_tflite(model: Any) -> bytes:
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[saved_model.SIGNATURE])
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = tf.uint8
-        return tflite.tidied(converter.convert())
+        return tflite.tidied(tflite.converted(converter))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -24,6 +25,7 @@ def write(
     folder: pathlib.Path,
     preprocessing: Preprocessing | None = None,
     guard: Guard = tf.ensure_shape,
+    classes: bool = True,
 ) -> None:
     """Writes a compact graph as a SavedModel.
 
@@ -36,6 +38,7 @@ def write(
         folder: the SavedModel's, new or empty.
         preprocessing: from a picture to the network's pixels; None leaves `encoded_images` out.
         guard: returns the images it is given, and fails if they have another shape than the second argument.
+        classes: whether the signature returns `classes` too.
 
     Raises:
         UserError: if Keras is not on TensorFlow.
@@ -47,7 +50,7 @@ def write(
     module.weights = [variable.value for variable in model.variables]
     spec = tf.TensorSpec((None, *model.input_shape[1:]), model.inputs[0].dtype, name="images")
     # The other signature calls this one, so that the graph is stored once.
-    serve = tf.function(signature(model, guard), input_signature=[spec], autograph=False)
+    serve = tf.function(signature(model, guard, classes), input_signature=[spec], autograph=False)
     signatures = {SIGNATURE: serve}
     if preprocessing is not None:
         if preprocessing.shape != model.input_shape[1:]:
@@ -62,36 +65,24 @@ def write(
     tf.saved_model.save(module, str(folder), signatures=signatures)
 
 
-def signature(model: keras.Model, guard: Guard) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+def signature(model: keras.Model, guard: Guard, classes: bool = True) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
     """The function that every format exports, with its names."""
 
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
         # A signature's shape is not enforced when it is called: grey images would be broadcast with the mean image.
         probabilities = model(guard(images, model.input_shape), training=False)
-        return {"probabilities": probabilities, "classes": tf.argmax(probabilities, axis=-1)}
+        return {"probabilities": probabilities, **({"classes": tf.argmax(probabilities, axis=-1)} if classes else {})}
 
     return serve
 
 
-def runner(folder: pathlib.Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Probabilities of the SavedModel on disk, through TensorFlow alone."""
+def runner(folder: pathlib.Path, signature: str = SIGNATURE, reads: str = "images") -> Callable[[Any], np.ndarray]:
+    """Probabilities of what a signature of the SavedModel on disk reads, through TensorFlow alone."""
     loaded = tf.saved_model.load(str(folder))
-    serve = loaded.signatures[SIGNATURE]
+    serve = loaded.signatures[signature]
 
-    def run(images: np.ndarray) -> np.ndarray:
-        return serve(images=tf.constant(images))["probabilities"].numpy()
-
-    run.keep = loaded  # type: ignore[attr-defined]
-    return run
-
-
-def picture_runner(folder: pathlib.Path) -> Callable[[Sequence[bytes]], np.ndarray]:
-    """The same from picture files."""
-    loaded = tf.saved_model.load(str(folder))
-    serve = loaded.signatures[PICTURES]
-
-    def run(pictures: Sequence[bytes]) -> np.ndarray:
-        return serve(encoded_images=tf.constant(pictures, tf.string))["probabilities"].numpy()
+    def run(given: Any) -> np.ndarray:
+        return serve(**{reads: tf.constant(given)})["probabilities"].numpy()
 
     run.keep = loaded  # type: ignore[attr-defined]
     return run

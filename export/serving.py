@@ -95,6 +95,7 @@ spec:
     spec:
       containers:
         - name: tensorflow-serving
+          # ---- YOUR VERSION HERE: that which you tested; without one it may be another after every restart ----
           image: tensorflow/serving
           args:
 {flags}
@@ -103,12 +104,13 @@ spec:
               containerPort: 8500
             - name: rest
               containerPort: 8501
-          # The server opens its ports once it has loaded every model of models.config; one of them stands for all.
+          # The server opens its ports once it has loaded every model of models.config: any page says that it is ready.
           readinessProbe:
             httpGet:
-              path: /v1/models/{first}
+              path: /monitoring/prometheus/metrics
               port: 8501
             periodSeconds: 5
+            timeoutSeconds: 5
           volumeMounts:
             - name: models
               mountPath: /models
@@ -187,7 +189,7 @@ def texts(names: list[str]) -> dict[str, str]:
         "batching.config": BATCHING,
         "monitoring.config": MONITORING,
         "compose.yaml": COMPOSE.format(flags=_flags(6), names=" ".join(names)),
-        "kubernetes.yaml": KUBERNETES.format(flags=_flags(12), first=names[0]),
+        "kubernetes.yaml": KUBERNETES.format(flags=_flags(12)),
     }
 
 

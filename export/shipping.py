@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import math
 import os
@@ -16,8 +17,9 @@ from export import backend, saved_model, serving, tflite, warmup
 from export.compact import compact
 from export.counts import compact_counts
 from export.formats import DEFAULT, FORMATS
-from gated_resnext import files, trained
+from gated_resnext import files, trained, versions
 from gated_resnext.branches import GatedBranches
+from gated_resnext.datasets.names import readable
 from gated_resnext.errors import UserError
 from gated_resnext.evaluation import are_probabilities, check_one_class_each, filled, top1
 from gated_resnext.model import GatedResNeXt
@@ -125,9 +127,11 @@ def ship(
     pruned = prune(model)
     small = compact(pruned) if isinstance(pruned, GatedResNeXt) else pruned
     say(f"Running the trained network on {len(probe.images)} {probe.origin}")
-    reference = run_in_batches(model.predict_on_batch, probe.images)
+    whole = model.architecture.images_at_once(BATCH) if isinstance(model, GatedResNeXt) else BATCH
+    reference = run_in_batches(model.predict_on_batch, probe.images, whole)
     _check_probabilities(model, reference)
-    checks = [_check("pruned", pruned.predict_on_batch, probe.images, reference, probe.labels)]
+    run_pruned = functools.partial(run_in_batches, pruned.predict_on_batch, size=whole)
+    checks = [_check("pruned", run_pruned, probe.images, reference, probe.labels)]
     notes = []
     with files.next_version(output) as version:
         for name in chosen:
@@ -152,8 +156,9 @@ def ship(
         if labels:
             path = version.folder / (saved_model.LABELS if served else saved_model.LABELS.name)
             path.parent.mkdir(exist_ok=True)
-            text = "".join(f"{label}\n" for label in labels)
-            path.write_bytes(text.encode("utf-8", "surrogateescape"))  # folders' names are any bytes
+            path.write_bytes(_lines(labels))
+            if (names := readable(labels)) != list(labels):  # what an application shows; labels.txt tells who is who
+                path.with_name("names.txt").write_bytes(_lines(names))
         if served and preprocessing is None and model.input_shape[-1] in (1, 3):
             why = "nobody told how they become pixels (preprocessing=)"
             notes.append(f"It has no signature {saved_model.PICTURES}, which takes picture files: {why}")
@@ -169,9 +174,12 @@ def ship(
             "top1": _top1(reference, probe.labels),
             "preprocessing": preprocessing and preprocessing.to_dict(),
             "checks": checks,
+            "versions": versions.of_training(),
         }
         files.write_json(version.folder / "receipt.json", receipt)
-        _check_served(output, served)  # again: another export may have ended meanwhile
+        _check_served(output, served)  # again, as what follows: another export may have ended meanwhile
+        if not replace:
+            _check_versions(output, model.input_shape[1:], model.output_shape[-1], labels)
     if served:
         try:
             notes += serving.write(output.parent)
@@ -211,6 +219,10 @@ def _check_versions(output: pathlib.Path, shape: tuple[int, ...], classes: int, 
         )
 
 
+def _lines(names: Sequence[str]) -> bytes:
+    return "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")  # folders' names are any bytes
+
+
 def _few(labels: Sequence[str]) -> str:
     return ", ".join([*labels[:3], *(["..."] if len(labels) > 3 else [])])
 
@@ -243,6 +255,12 @@ def _check_model(model: keras.Model) -> None:
                 "with gated_resnext.transfer and train it"
             )
         return
+    short = sorted({layer.compute_dtype for layer in model._flatten_layers() if layer.variables} - {"float32"})
+    if short:
+        raise UserError(
+            "an export computes in float32: make the model again under that policy, and give it the weights. Received: "
+            f"layers that compute in {', '.join(short)}"
+        )
     inputs, outputs = (getattr(model, name, None) or [] for name in ("inputs", "outputs"))  # none where subclassed
     if (
         isinstance(getattr(model, "output", None), dict)
@@ -258,12 +276,18 @@ def _check_model(model: keras.Model) -> None:
 
 def _check_probabilities(model: keras.Model, outputs: np.ndarray) -> None:
     """Refuses what would be shipped under the name `probabilities` and is none."""
+    _check_finite(model.name, outputs)
     if not are_probabilities(outputs):
         sums = outputs.sum(-1)
         raise UserError(
             f"an export gives probabilities, and {model.name} ends in logits; end it in a softmax. Received: rows from "
             f"{outputs.min():.3g} to {outputs.max():.3g} that sum to {sums.min():.3g} to {sums.max():.3g}"
         )
+
+
+def _check_finite(name: str, outputs: np.ndarray) -> None:
+    if not np.isfinite(outputs).all():
+        raise UserError(f"{name} gives numbers that are not finite; nothing was written")
 
 
 def _size(model: keras.Model, pruned: keras.Model, small: keras.Model) -> dict[str, Any]:
@@ -294,9 +318,9 @@ def _parameters(model: keras.Model) -> int:
     return sum(math.prod(v.shape) for v in found.values() if not v.path.endswith("real_gates"))
 
 
-def run_in_batches(run: Callable[[Any], np.ndarray], images: Any) -> np.ndarray:
-    """Probabilities of all images or pictures, `BATCH` at a time."""
-    size = min(BATCH, len(images))
+def run_in_batches(run: Callable[[Any], np.ndarray], images: Any, size: int = BATCH) -> np.ndarray:
+    """Probabilities of all images or pictures, `size` at a time."""
+    size = min(size, len(images))
     rows = [run(filled(images[start : start + size], size)) for start in range(0, len(images), size)]
     return np.concatenate(rows)[: len(images)]
 
@@ -311,6 +335,7 @@ def _check(
 ) -> dict[str, Any]:
     """The difference from the reference and the accuracy of one form of the network, neither beyond its bound."""
     probabilities = run_in_batches(run, images)
+    _check_finite(name, probabilities)
     difference = float(np.abs(probabilities - reference).max())
     reached, before = _top1(probabilities, labels), _top1(reference, labels)
     if max_top1_drop is not None and reached is not None and before is not None:
@@ -330,7 +355,7 @@ def _check(
 def _check_pictures(folder: pathlib.Path, probe: Probe, reference: np.ndarray) -> dict[str, Any]:
     """The same of the signature that takes picture files; without top-1, as there may be fewer of them."""
     count = len(probe.pictures)
-    run = saved_model.picture_runner(folder)
+    run = saved_model.runner(folder, saved_model.PICTURES, saved_model.PICTURES)
     return {**_check(saved_model.PICTURES, run, probe.pictures, reference[:count], None), "pictures": count}
 
 

@@ -14,17 +14,19 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema_fb
 
 from export import saved_model
-from gated_resnext.copying import copy_weights
+from gated_resnext.copying import copy_weights, made_again
 
 
-def write(model: keras.Model, path: pathlib.Path) -> None:
+def write(model: keras.Model, path: pathlib.Path, classes: bool = True) -> None:
     """Writes a compact graph as a float32 .tflite file with the signature of `saved_model.write`.
 
     Args:
         model: what `compact` returned.
         path: new file.
+        classes: whether it returns `classes` too, as what TF Serving may read in place of the SavedModel has to. Whole
+            numbers of 64 bits are not for every device: the other files give probabilities alone.
     """
-    _convert(model, path)
+    _convert(model, path, classes=classes)
 
 
 def write_float16(model: keras.Model, path: pathlib.Path) -> None:
@@ -62,7 +64,8 @@ def write_int8(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> N
     shown = _with_black_and_white(samples)
     # The converter makes an input uint8 by quantising it, so here it has to start as a float.
     pixels = keras.Input(model.input_shape[1:], name="images", dtype="float32")
-    floating = keras.models.clone_model(model, input_tensors=keras.tree.map_structure(lambda _: pixels, model.input))
+    inputs = keras.tree.map_structure(lambda _: pixels, model.input)
+    floating = keras.models.clone_model(model, input_tensors=inputs, clone_function=made_again)
     copy_weights(model, floating)
     _convert(floating, path, options, tf.ensure_shape)
 
@@ -93,9 +96,10 @@ def _convert(
     path: pathlib.Path,
     options: Callable[[tf.lite.TFLiteConverter], None] | None = None,
     guard: saved_model.Guard = _joined_and_parted,
+    classes: bool = False,
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        saved_model.write(model, pathlib.Path(folder), guard=guard)
+        saved_model.write(model, pathlib.Path(folder), guard=guard, classes=classes)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=[saved_model.SIGNATURE])
         if options is not None:
             options(converter)

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from export.saved_model import PICTURES, SIGNATURE
+from gated_resnext.errors import shortened
 
 FILE = pathlib.PurePath("assets.extra", "tf_serving_warmup_requests")
 # What batching merges at most (batching.config), and so the largest batch there is.
@@ -31,8 +32,9 @@ def write(folder: pathlib.Path, name: str, shape: tuple[int, int, int], *, pictu
     """
     try:
         from tensorflow_serving.apis import prediction_log_pb2
-    except ImportError:
-        return ["No warm-up requests: pip install 'gated-resnext[serving]' and export again to have them"]
+    except Exception as error:  # it is not there, or was made for other protocol buffers than those that are
+        why = "" if isinstance(error, ImportError) else f" ({shortened(error)})"
+        return [f"No warm-up requests{why}: pip install 'gated-resnext[serving]' and export again to have them"]
     path = folder / FILE
     path.parent.mkdir()
     with tf.io.TFRecordWriter(str(path)) as records:

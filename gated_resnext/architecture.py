@@ -230,6 +230,11 @@ class Architecture:
             total += sum(before * count for before, count in itertools.pairwise(counts))
         return total
 
+    def images_at_once(self, most: int) -> int:
+        """As many images, `most` at most, as keep what a module's blocks write under 1 GiB in float32."""
+        wide = self.cardinality * max(plan.filters * math.prod(plan.out_size) for plan in self.plan())
+        return max(1, min(most, (1 << 30) // (4 * wide)))
+
     def multiply_adds(self, blocks: Sequence[int] | None = None) -> int:
         """Multiply-adds an image of the convolutions and the classifier, as the layers compute them.
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -193,6 +194,10 @@ class ArrayImages:
 
     def mean_image(self) -> np.ndarray:
         """Per-pixel mean of the centrally cropped training images, float32, 0 to 255 (docs/deviations.md, row 20)."""
+        return self._mean_image
+
+    @functools.cached_property
+    def _mean_image(self) -> np.ndarray:
         images = self.cropped("train")
         total = sum(images[i : i + 1000].sum(0, dtype=np.float64) for i in range(0, len(images), 1000))
         return np.asarray(total / len(images), np.float32)

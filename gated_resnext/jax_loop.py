@@ -5,6 +5,7 @@ A step is a function of (seed, step) and the state before it, as under TensorFlo
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from gated_resnext.scores import Scores
 
 Tensor = Any
 MOST_STEPS = 4096  # scores that one call can return
+AHEAD = 4  # test batches that are computed before the first of them is read
 
 
 class JaxEngine:
@@ -43,7 +45,7 @@ class JaxEngine:
     def devices(self) -> str:
         """What trains, for people."""
         if self.on_cpu:
-            return devices.cpu("jax[cuda12]")
+            return devices.cpu("jax[cuda]")
         return f"a {jax.default_backend().upper()} ({jax.devices()[0].device_kind})"
 
     def images(
@@ -172,8 +174,12 @@ class JaxLoop:
     def test(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Scores]:
         """The scores of each batch; an image with a negative label counts for nothing."""
         state = self._state()[:2]
+        waiting: collections.deque[Tensor] = collections.deque()  # so that a device need not wait for the next batch
         for images, labels in batches:
-            yield Scores(*np.asarray(self._test(state, images, labels)).tolist())
+            waiting.append(self._test(state, images, labels))
+            if len(waiting) > AHEAD:
+                yield _as_scores(waiting.popleft())
+        yield from map(_as_scores, waiting)
 
     def _variables(self) -> tuple[list[Any], ...]:
         optimizer = self.optimizer.variables if self.optimizer is not None else []
@@ -221,6 +227,10 @@ class JaxLoop:
         outputs = outputs.astype(jnp.float32)
         logits = outputs if self.from_logits else jnp.log(jnp.maximum(outputs, LEAST))
         return _scores(_cross_entropy(logits, jnp.maximum(labels, 0)), labels, logits)
+
+
+def _as_scores(row: Tensor) -> Scores:
+    return Scores(*np.asarray(row).tolist())
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def publish(
 
 def top1(model: GatedResNeXt, images: Images | ArrayImages) -> float:
     """Share of the test images whose most probable class is theirs."""
-    batches = images.batches("test", None, trained.BATCH)
+    batches = images.batches("test", None, model.architecture.images_at_once(trained.BATCH))
     return evaluation.top1(*evaluation.answers(model.predict_on_batch, batches))
 
 

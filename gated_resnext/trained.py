@@ -40,6 +40,7 @@ class Trained(NamedTuple):
     labels: list[str] | None
     dataset: str | None
     resize: int | None
+    batch: int = BATCH  # images of a call
 
 
 def of_entry(name: str) -> Trained:
@@ -89,8 +90,8 @@ def _of_model(
 ) -> Trained:
     shape, info = model.architecture.input_shape, DATASETS.get(dataset)
     resize = recipe.shorter_side(shape, info.side if info else None)
-    classes = model.architecture.classes
-    return Trained(name, source, model.predict_on_batch, shape, classes, _names(labels), dataset, resize)
+    classes, batch = model.architecture.classes, model.architecture.images_at_once(BATCH)
+    return Trained(name, source, model.predict_on_batch, shape, classes, _names(labels), dataset, resize, batch)
 
 
 def of_saved_model(path: str | os.PathLike[str], white: float = 255.0) -> Trained:
@@ -238,7 +239,7 @@ def evaluate(
         UserError: if an image cannot be decoded, or the network does not take them.
     """
     images.check()
-    outputs, classes = evaluation.answers(network.run, images.batches(split, count, BATCH), seen)
+    outputs, classes = evaluation.answers(network.run, images.batches(split, count, network.batch), seen)
     logits = not evaluation.are_probabilities(outputs)
     probabilities = evaluation.softmax(outputs) if logits else outputs
     named = network.labels is not None and len(network.labels) == len(images.labels) and _are_numbers(images.labels)

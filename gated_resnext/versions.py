@@ -27,7 +27,7 @@ def backend() -> str:
 
 
 def of_training() -> str:
-    """Versions of all that a training depends on, as text."""
+    """Versions of what a training or an export depends on, as text."""
     import gated_resnext
 
     found = [f"{name} {version(name)}" for name in (backend(), "keras")]

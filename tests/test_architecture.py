@@ -5,6 +5,7 @@ import numpy as np
 import oracle
 import pytest
 
+from gated_resnext import zoo
 from gated_resnext.architecture import IMAGENET_STAGES, Architecture
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.model import GatedResNeXt
@@ -244,3 +245,15 @@ def test_unknown_and_missing_fields_are_named():
     del fields["width"]
     with pytest.raises(ValueError, match="incomplete: .*'width'"):
         Architecture.from_dict(fields)
+
+
+@pytest.mark.parametrize(
+    "name, images",
+    [("digits_11_4_4_k1", 128), ("cifar10_20_4_8_k4", 128), ("cifar10_29_64_8_k4", 128), ("imagenet_101_4_64_k32", 5)],
+)
+def test_no_more_images_at_once_than_a_module_has_memory_for(name, images):
+    arch = zoo.architecture(name)
+    assert arch.images_at_once(128) == images and arch.images_at_once(3) == 3
+    plan = max(arch.plan(), key=lambda plan: plan.filters * plan.out_size[0] * plan.out_size[1])
+    written = arch.cardinality * plan.filters * plan.out_size[0] * plan.out_size[1] * 4
+    assert written * images <= 2**30 and (images == 128 or written * (images + 1) > 2**30)

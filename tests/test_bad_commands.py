@@ -169,6 +169,7 @@ def cases():
             add(module, run, f"--workdir=workdirs/{run}", "--output=out.svg")
     for flags in (["--entry="], ["--workdir="], [f"--entry={K1}", "--output="]):
         add(EXPORT, f"empty {flags[-1]}", *flags)
+    add(EXPORT, "output elsewhere", f"--entry={K1}", "--output=gs://bucket/models")
     for result_ in RESULTS:
         add(DRAW, f"result {result_}", f"--workdir=results/{result_}")
     add(DRAW, "output folder", f"--entry={K1}", "--output=photos")

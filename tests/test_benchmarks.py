@@ -171,7 +171,8 @@ def test_accelerator(run_python, tmp_path):
     assert done.returncode == 0, done.stderr
     names = [f"{{11,4,8}}, {kind}, train" for kind in ("learned K=4", "learned K=1", "full")]
     found = kept(tmp_path / "found.json")
-    assert list(found) == [*names, "one module, y written", "one module, y never written"]
+    ways = ["y written", "y never written", *(f"3x3 of width 4, {form}" for form in ("apart", "grouped", "dense"))]
+    assert list(found) == [*(f"one module, {way}" for way in ways), *names]
     assert found[names[0]].get_metadata()["precision"] == "float32"
 
 

@@ -13,9 +13,11 @@ from keras import layers
 import gated_resnext
 from export import saved_model, tflite
 from export.shipping import Probe, ship
+from gated_resnext.architecture import Architecture
 from gated_resnext.branches import GatedBranches
 from gated_resnext.dense_block import GatedDenseBlock
 from gated_resnext.errors import UserError
+from gated_resnext.model import GatedResNeXt
 
 SHAPE, CLASSES = (8, 8, 2), 5
 IMAGES = oracle.random_images(SHAPE, batch=40, seed=0)
@@ -105,6 +107,41 @@ def test_other_models_are_refused(other, received, tmp_path):
     with pytest.raises(UserError, match=rf"begin it with keras.Input\(shape, dtype='uint8'\)\. Received: .*{received}"):
         ship(other(), tmp_path / "own", probe)
     assert not list(tmp_path.iterdir())
+
+
+class Unregistered(layers.Layer):
+    """A branch of a class that Keras does not know by name."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 6), name="kernel")
+
+    def call(self, x):
+        return keras.ops.matmul(x, self.kernel)
+
+
+def test_branches_of_a_class_of_ones_own_become_int8_too(tmp_path):
+    keras.utils.set_random_seed(0)
+    images = keras.Input(SHAPE, dtype="uint8")
+    y = GatedBranches([Unregistered(), layers.Conv2D(6, 1)])(layers.Rescaling(1 / 255)(images))
+    y = GatedBranches([Unregistered(), layers.Conv2D(6, 1)], sources=((0,), (0,)))(y)
+    x = layers.GlobalAveragePooling2D()(layers.Average()(y))
+    model = keras.Model(images, layers.Dense(CLASSES, activation="softmax")(x), name="own")
+    labels = np.asarray(model(IMAGES)).argmax(-1)
+    probe = Probe(IMAGES, labels, "images of random pixels", samples=IMAGES)
+    receipt = ship(model, tmp_path / "own", probe, formats=["tflite", "tflite_int8"], max_top1_drop=30).receipt
+    assert [check["form"] for check in receipt["checks"]] == ["pruned", "tflite", "tflite_int8"]
+    assert receipt["blocks_pruned"] == [1, 2] and receipt["versions"].startswith("gated_resnext ")
+
+
+def test_a_model_that_holds_a_network_is_shipped(tmp_path):
+    arch = Architecture(11, 2, 3, 1, 5, SHAPE, stem_filters=4, filters=6)
+    inner = GatedResNeXt(arch, None, None, include_top=False, pooling="avg", seed=0)
+    inner.assign_by_name(oracle.random_weights(inner.weights_by_name(), seed=0))
+    images = keras.Input(SHAPE, dtype="uint8")
+    model = keras.Model(images, layers.Dense(CLASSES, activation="softmax")(inner(images)), name="tuned")
+    receipt = ship(model, tmp_path / "tuned", Probe(IMAGES, None, "images of random pixels")).receipt
+    assert [check["form"] for check in receipt["checks"]] == ["pruned", "saved_model", "tflite"]
+    assert receipt["parameters_pruned"] < receipt["parameters"]
 
 
 def test_a_network_of_dense_blocks_is_shipped(tmp_path):

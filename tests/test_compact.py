@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -126,3 +127,15 @@ def test_real_valued_gates_have_none():
     model = GatedResNeXt(Architecture(11, 2, 4, 2, 5, (8, 8, 3), gates="real"))
     with pytest.raises(ValueError, match="real-valued"):
         compact(model)
+
+
+def test_many_terms_are_added_in_a_tree():
+    """Keras builds a graph by a recursion as deep as it."""
+    arch = Architecture(8, 1, 64, 64, 3, (4, 4, 1), stem_filters=2, filters=4, stages=(2,))
+    model = GatedResNeXt(arch, Connectivity.full(2, 64), seed=0)
+    model.assign_by_name(oracle.random_weights(model.weights_by_name(), seed=0))
+    small = compact(model)
+    adds = [layer for layer in small.layers if "_gather" in layer.name]
+    assert len(adds) == 63 and max(small._nodes_by_depth) < 30
+    images = oracle.random_images(arch.input_shape, batch=4, seed=0)
+    np.testing.assert_allclose(small(images), model(images), atol=1e-5)

@@ -138,12 +138,13 @@ def test_every_flag_names_a_file_of_the_mounted_folder(root):
     assert all(flag in DOCS.read_text() for flag in serving.SERVER_FLAGS)
 
 
-def test_kubernetes_asks_for_the_model_and_mounts_the_folder(root):
+def test_kubernetes_asks_the_server_and_mounts_the_folder(root):
     deployment, service = yaml.safe_load_all((root / "kubernetes.yaml").read_text())
     assert (deployment["kind"], service["kind"]) == ("Deployment", "Service")
     pod = deployment["spec"]["template"]
     (container,) = pod["spec"]["containers"]
-    assert container["readinessProbe"]["httpGet"] == {"path": f"/v1/models/{NAME}", "port": 8501}
+    (path,) = re.findall('path: "(.*)"', (root / "monitoring.config").read_text())
+    assert container["readinessProbe"]["httpGet"] == {"path": path, "port": 8501}
     assert container["volumeMounts"] == [{"name": "models", "mountPath": "/models", "readOnly": True}]
     assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["models"]
     assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
@@ -317,6 +318,24 @@ def test_the_signatures_answer_the_warm_up_requests(exported, signatures):
     ]
 
 
+def test_protocol_buffers_of_another_version_cost_the_warm_up_alone(tmp_path, monkeypatch):
+    import builtins
+
+    known = builtins.__import__
+
+    def importing(name, *args, **kwargs):
+        if name.startswith("tensorflow_serving"):
+            raise RuntimeError("gencode 6.31 is newer than the runtime 5.29")
+        return known(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", importing)
+    shipped = ship(tmp_path / "net")
+    assert shipped.notes[-1].startswith(
+        "No warm-up requests (gencode 6.31 is newer than the runtime 5.29): pip install"
+    )
+    assert (shipped.folder / "saved_model.pb").is_file() and not (shipped.folder / "assets.extra").exists()
+
+
 def test_without_the_protocol_buffers_the_export_says_what_it_left_out(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_serving", None)
     monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
@@ -335,10 +354,10 @@ def test_without_the_protocol_buffers_the_export_says_what_it_left_out(tmp_path,
 def test_the_tensors_of_the_tflite_files_are_named_as_the_signature(exported):
     from ai_edge_litert.interpreter import Interpreter
 
-    for name in ("model.tflite", "model_float16.tflite"):
+    for name, outputs in (("model.tflite", {"classes", "probabilities"}), ("model_float16.tflite", {"probabilities"})):
         interpreter = Interpreter(str(exported[0] / name))
         assert [tensor["name"] for tensor in interpreter.get_input_details()] == ["images"]
-        assert {tensor["name"] for tensor in interpreter.get_output_details()} == {"classes", "probabilities"}
+        assert {tensor["name"] for tensor in interpreter.get_output_details()} == outputs
 
 
 # The page about it

@@ -150,6 +150,39 @@ def test_names_of_classes_are_any_bytes_but_the_end_of_a_line(tmp_path):
     assert os.listdir(tmp_path) == ["net"]
 
 
+def test_ids_of_wordnet_have_their_names_beside_them(tmp_path):
+    ids = ["n02099601", "n02012849", "ant"]
+    folder = ship(own("softmax"), tmp_path / "net", labels=ids).folder
+    assert (folder / "labels.txt").read_text().split() == ids
+    assert (folder / "names.txt").read_text().splitlines() == ["golden retriever", "crane (n02012849)", "ant"]
+    assert not (ship(own("softmax"), tmp_path / "other", labels=["a", "b", "c"]).folder / "names.txt").exists()
+
+
+def test_a_version_of_other_classes_that_comes_meanwhile_is_seen(tmp_path):
+    others = [True]
+
+    def say(line):
+        if line == "Writing and checking tflite" and others:
+            others.clear()
+            ship(network(), tmp_path / "net", labels=["crow", "owl", "wren"])
+
+    with pytest.raises(UserError, match="net/1 is of the classes crow, owl, wren, not coupe, truck, van"):
+        ship(network(), tmp_path / "net", labels=["coupe", "truck", "van"], say=say)
+    assert files.versions(tmp_path / "net") == [1]
+
+
+@pytest.mark.parametrize("precision", ["mixed_float16", "mixed_bfloat16"])
+def test_a_model_of_ones_own_in_16_bits_is_refused(precision, tmp_path):
+    keras.config.set_dtype_policy(precision)
+    try:
+        model = own("softmax")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    with pytest.raises(UserError, match=f"layers that compute in {precision.removeprefix('mixed_')}$"):
+        ship(model, tmp_path / "net")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_next_version_is_of_the_same_classes_and_input_or_said_to_replace_them(tmp_path):
     birds, cars = ["crow", "owl", "wren"], ["coupe", "truck", "van"]
     for labels in (None, birds, None, birds):  # nobody says, or the same
