@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import gated_resnext
 from export import latency
 from gated_resnext import files
 from gated_resnext.errors import UserError
@@ -17,6 +18,7 @@ from gated_resnext.memory import keep_freed_memory
 def machine() -> dict[str, Any]:
     """Processor, cores and versions, PyTorch's and JAX's where they are installed."""
     found = latency.machine()
+    found["versions"] = {"gated_resnext": gated_resnext.__version__, **found["versions"]}
     for name in ("torch", "jax"):
         try:
             found["versions"][name] = importlib.metadata.version(name)

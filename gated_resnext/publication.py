@@ -13,7 +13,7 @@ from gated_resnext.datasets.table import DATASETS
 from gated_resnext.errors import UserError
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.recipes import RECIPES, Recipe
-from gated_resnext.workdir import NOT_RECORDED, Run, read_metrics, read_result, trained_on
+from gated_resnext.workdir import NOT_RECORDED, Run, gate_entropies, read_metrics, read_result, trained_on
 
 if TYPE_CHECKING:
     from gated_resnext.arrays import ArrayImages
@@ -94,6 +94,7 @@ def publish(
         "active_blocks": result["active_blocks"],
         "parameters": result["parameters"],
         "parameters_pruned": result["parameters_pruned"],
+        "gate_entropy": gate_entropies(workdir),
         "labels": result.get("labels"),
         "connectivity": result.get("connectivity"),
         "curve": [[row["epoch"], row["loss"], row["test_top1"]] for row in read_metrics(workdir)],

@@ -159,7 +159,8 @@ def _ended(row: Row, run: Run, folder: pathlib.Path, experiment: Experiment, aga
     places = [_place(folder, experiment, run), *_elsewhere(run, folder)]
     for place in places:
         if (place / "result.json").is_file():
-            return Outcome(row, run.seed, _result(place), entropy=_entropy(place))
+            entropies = workdir.gate_entropies(place)
+            return Outcome(row, run.seed, _result(place), entropy=statistics.fmean(entropies) if entropies else None)
     for place in () if again else places:
         if (place / DIVERGED).is_file():
             found = files.read_json(place / DIVERGED)
@@ -182,12 +183,6 @@ def _elsewhere(run: Run, folder: pathlib.Path) -> Iterator[pathlib.Path]:
         with contextlib.suppress(UserError):  # damaged, and none of ours
             if Run.read(place) == run:
                 yield place
-
-
-def _entropy(place: pathlib.Path) -> float | None:
-    """Mean over modules of the gates' entropy in the last round that had gates, in nats."""
-    rows = [row["gate_entropy"] for row in workdir.read_metrics(place) if "gate_entropy" in row]
-    return statistics.fmean(rows[-1]) if rows else None
 
 
 def _in_order(experiment: Experiment, ended: dict[tuple[str, int], Outcome | None]) -> list[Outcome]:

@@ -154,6 +154,12 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def gate_entropies(workdir: str | os.PathLike[str]) -> list[float] | None:
+    """Of the gates of each module, in nats, in the last round that learned them; None where none did."""
+    rows = [row["gate_entropy"] for row in read_metrics(workdir) if "gate_entropy" in row]
+    return rows[-1] if rows else None
+
+
 def note_machine(workdir: str | os.PathLike[str], versions: str, hardware: str) -> None:
     """Adds versions and hardware to those that the run was trained on before, where they are others."""
     now, before = {"versions": versions, "hardware": hardware}, machines(workdir)

@@ -1,5 +1,6 @@
 """A finished training becomes a card and weights that the zoo loads; its wiring becomes a picture."""
 
+import json
 import shutil
 
 import numpy as np
@@ -56,6 +57,8 @@ def test_the_card_tells_of_rollbacks_and_of_the_images_of_batch_norm(trained, di
     card = publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
     assert card["command"].endswith(" --epochs_scale=0.03 --on_nan=rollback")
     assert (card["rollbacks"], card["batch_norm_images"]) == (2, 16)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert card["gate_entropy"] == [row for row in rows if "gate_entropy" in row][-1]["gate_entropy"] != []
 
 
 def test_the_card_names_the_machines_that_the_training_wrote_down(trained, digits_dir, folder, tmp_path):

@@ -105,7 +105,7 @@ ROWS = (
     Entry("mini_imagenet_29_8_8_k1", "mini_imagenet", 29, 8, 8, 1, "learned", stem="conv3_pool"),
     Entry("mini_imagenet_29_8_8_k4", "mini_imagenet", 29, 8, 8, 4, "learned", stem="conv3_pool", paper=Paper("Table 4", None, None, 71.18, 0.19, 71.36)),
     Entry("mini_imagenet_29_8_8_random_k4", "mini_imagenet", 29, 8, 8, 4, "random", stem="conv3_pool", paper=Paper("Table 4", None, None, 67.53, 0.20, 67.97)),
-    # ImageNet: Table 2, one run each; top-1, then top-5.
+    # ImageNet: Table 2, a single number each; top-1, then top-5.
     Entry("imagenet_50_4_32_full", "imagenet2012", 50, 4, 32, 32, "full", stem="conv7_pool", stem_filters=64, filters=256, stages=(3, 4, 6, 3), paper=Paper("Table 2", None, None, None, None, 77.8, 93.3)),
     Entry("imagenet_50_4_32_k1", "imagenet2012", 50, 4, 32, 1, "learned", stem="conv7_pool", stem_filters=64, filters=256, stages=(3, 4, 6, 3)),
     Entry("imagenet_50_4_32_k16", "imagenet2012", 50, 4, 32, 16, "learned", stem="conv7_pool", stem_filters=64, filters=256, stages=(3, 4, 6, 3), paper=Paper("Table 2", None, None, None, None, 79.1, 94.1)),
