@@ -103,9 +103,9 @@ seconds, its curve and its wiring. `python -m gated_resnext.publish` writes it f
 
 What follows is every network of the zoo and what a run of its whole schedule costs. Each command is resumable: given
 again, it goes on where it stopped. The rows of one comparison share data set, schedule and seeds. The first command
-of a part trains all its rows with {SEEDS} seeds, as the paper did on CIFAR and Mini-ImageNet, and tables them; the others
-train and publish one network each, seed 0, in the workdir where the first one finds it. Each command writes the table
-with its own rows over that of the one before; a command given again brings its rows back without training.
+of a part trains all its rows with {SEEDS} seeds, as the paper did on CIFAR and Mini-ImageNet, and tables them; the
+others train and publish one network each, seed 0, in the workdir where the first one finds it. Each command writes the
+table with its own rows over that of the one before; a command given again brings its rows back without training.
 
 Images are read from `$TFDS_DATA_DIR` or `~/tensorflow_datasets`, or from `--data_dir=FOLDER`. On a GPU add
 `--precision=mixed_bfloat16`; with JAX and without TensorFlow also set `KERAS_BACKEND=jax`, and give the folder that
