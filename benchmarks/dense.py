@@ -144,7 +144,7 @@ def _trained(kind: str, images: Any, seed: int) -> dict[str, Any]:
             loop = Loop(model, tf.distribute.get_strategy(), recipe.batch_size, optimizer)
         restart(optimizer)
         optimizer.learning_rate = phase.learning_rate
-        total = steps.epochs * steps.steps
+        total = steps.total
         scores = loop.train(iter(images.train(seed, step, total)), total)
         step += total
         if len(scores) < total:

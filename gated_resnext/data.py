@@ -137,6 +137,19 @@ class Images:
                 self._in_memory[split] = tf.constant(images), tf.constant(labels)
         return self._in_memory[split]
 
+    @property
+    def left_alone(self) -> str:
+        """What of a folder is not trained on, for people."""
+        return self.source.left_alone
+
+    def digest(self) -> str:
+        """Tells other images apart."""
+        return self.source.digest()
+
+    def digests(self) -> tuple[str, ...]:
+        """The digest, and what earlier versions had in its place."""
+        return self.source.digests()
+
     def check(self) -> None:
         """Finds that every image can be decoded, where nobody checked that before.
 

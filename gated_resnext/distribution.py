@@ -37,43 +37,43 @@ def strategy(name: str = "auto") -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
 
 
-def is_chief(scope: tf.distribute.Strategy) -> bool:
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is the one that writes: the only one, or the first worker."""
-    resolver = getattr(scope, "cluster_resolver", None)
+    resolver = getattr(strategy, "cluster_resolver", None)
     if not isinstance(resolver, tf.distribute.cluster_resolver.TFConfigClusterResolver):
         return True
     chief = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
     return resolver.task_type in (None, chief) and not resolver.task_id
 
 
-def check_together(scope: tf.distribute.Strategy, number: int) -> None:
+def check_together(strategy: tf.distribute.Strategy, number: int) -> None:
     """Finds that all workers begin at the same step.
 
     Raises:
         UserError: if they do not, as when each has a workdir of its own.
     """
-    if not _are_several(scope):
+    if not _are_several(strategy):
         return
-    found = _gathered(scope)(tf.constant([number])).numpy().tolist()
+    found = _gathered(strategy)(tf.constant([number])).numpy().tolist()
     if len(set(found)) > 1:
         raise UserError(
             f"the workers would begin at the steps {found}: --workdir must be one folder that all of them see"
         )
 
 
-def any_true(scope: tf.distribute.Strategy, here: bool) -> bool:
+def any_true(strategy: tf.distribute.Strategy, here: bool) -> bool:
     """Whether it is so on any of the workers, all of which ask at the same time."""
-    return bool(_gathered(scope)(tf.constant([int(here)])).numpy().any()) if _are_several(scope) else here
+    return bool(_gathered(strategy)(tf.constant([int(here)])).numpy().any()) if _are_several(strategy) else here
 
 
-def _are_several(scope: tf.distribute.Strategy) -> bool:
-    return isinstance(scope, tf.distribute.MultiWorkerMirroredStrategy)
+def _are_several(strategy: tf.distribute.Strategy) -> bool:
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 @functools.cache
-def _gathered(scope: tf.distribute.Strategy) -> Any:
+def _gathered(strategy: tf.distribute.Strategy) -> Any:
     """Compiled: a number of each worker as the numbers of all replicas."""
-    return tf.function(lambda number: scope.gather(scope.run(lambda: number), axis=0), autograph=False)
+    return tf.function(lambda number: strategy.gather(strategy.run(lambda: number), axis=0), autograph=False)
 
 
 def _workers() -> int:

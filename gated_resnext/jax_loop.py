@@ -31,10 +31,7 @@ AHEAD = 4  # test batches that are computed before the first of them is read
 class JaxEngine:
     """What the trainer asks of JAX."""
 
-    class Lost(Exception):
-        """Never raised: there are no other workers."""
-
-    Unreadable = ()  # all images are in memory
+    Lost = Unreadable = ()  # there are no other workers, and all images are in memory
 
     replicas, chief, most_steps = 1, True, MOST_STEPS
 
@@ -64,6 +61,10 @@ class JaxEngine:
     def any_asked(self, asked: bool) -> bool:
         """Whether this, the only worker, was asked to stop."""
         return asked
+
+    def of_images(self, error: Exception) -> bool:
+        """Never asked."""
+        return False
 
     def loop(self, model: keras.Model, batch_size: int, optimizer: Any = None) -> JaxLoop:
         """The compiled steps of a network."""

@@ -72,8 +72,7 @@ class TensorFlowEngine:
         """Whether any of the workers was asked to stop: all find the same, after the same step."""
         return any_true(self.strategy, asked)
 
-    @staticmethod
-    def of_images(error: Exception) -> bool:
+    def of_images(self, error: Exception) -> bool:
         """Whether an `Unreadable` is of what the network was to read."""
         return "IteratorGetNext" in str(error)
 
@@ -106,7 +105,7 @@ class Loop:
 
     Args:
         model: gives logits or, for evaluation alone, probabilities.
-        scope: the strategy that the model was made under.
+        strategy: that which the model was made under.
         batch_size: images of a training step, over all replicas.
         optimizer: already built; None for evaluation alone.
     """
@@ -114,11 +113,11 @@ class Loop:
     def __init__(
         self,
         model: keras.Model,
-        scope: tf.distribute.Strategy,
+        strategy: tf.distribute.Strategy,
         batch_size: int,
         optimizer: Any = None,
     ) -> None:
-        self.model, self.scope, self.batch_size, self.optimizer = model, scope, batch_size, optimizer
+        self.model, self.strategy, self.batch_size, self.optimizer = model, strategy, batch_size, optimizer
         self.compiled = False
         self.from_logits = getattr(model, "classifier_activation", None) is None
         self._train = tf.function(self._train_steps)
@@ -144,8 +143,8 @@ class Loop:
     def _train_steps(self, batches: Iterator[Any], count: tf.Tensor) -> tf.Tensor:
         scores = tf.TensorArray(tf.float32, size=0, dynamic_size=True, element_shape=(4,), clear_after_read=False)
         for step in tf.range(count):
-            each = self.scope.run(self._train_step, args=next(batches))
-            total = self.scope.reduce(tf.distribute.ReduceOp.SUM, each, axis=None)
+            each = self.strategy.run(self._train_step, args=next(batches))
+            total = self.strategy.reduce(tf.distribute.ReduceOp.SUM, each, axis=None)
             scores = scores.write(step, total)
             if not tf.math.is_finite(total[0]):
                 break
@@ -160,14 +159,14 @@ class Loop:
             # The optimizer adds the gradients of the replicas.
             loss = self.optimizer.scale_loss(tf.reduce_sum(losses) / self.batch_size)
         gradients = tape.gradient(loss, variables)
-        if self.scope.num_replicas_in_sync > 1 and isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+        if self.strategy.num_replicas_in_sync > 1 and isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             gradients = finite_alike(gradients)
         self.optimizer.apply(gradients, variables)
         return _scores(losses, labels, logits)
 
     def _test_step(self, batch: Any) -> tf.Tensor:
-        each = self.scope.run(self._test_replica, args=batch)
-        return self.scope.reduce(tf.distribute.ReduceOp.SUM, each, axis=None)
+        each = self.strategy.run(self._test_replica, args=batch)
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, each, axis=None)
 
     def _test_replica(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         outputs = tf.cast(self.model(images, training=False), tf.float32)

@@ -7,13 +7,14 @@ same updates of what remains; the weights of the unused blocks wait until the en
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from gated_resnext import pruning
 from gated_resnext.connectivity import Connectivity
+from gated_resnext.engines import Engine, Loop
 from gated_resnext.errors import UserError
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.optimizer import GateConnectSGD, restart
@@ -24,14 +25,25 @@ from gated_resnext.workdir import Run
 OPTIMIZER = "optimizer/"
 
 
+class Options(NamedTuple):
+    """Of a network and its arithmetic, as `GatedResNeXt` has them."""
+
+    synchronized: bool = False
+    precision: str = "float32"
+    remat: bool = False
+
+
+OPTIONS = Options()
+
+
 class PhaseNetworks:
     """The networks of a run.
 
     Args:
         run: what is trained.
-        engine: what compiles it, `loop.TensorFlowEngine` or `jax_loop.JaxEngine`.
+        engine: what compiles it.
         mean_image: gives that of the training images, float32, asked for at the start of a run alone.
-        options: of `GatedResNeXt`: precision, synchronized, remat.
+        options: of the network and its arithmetic.
 
     Attributes:
         wiring: None while it is learned, and of Fixed-Full.
@@ -39,19 +51,19 @@ class PhaseNetworks:
     """
 
     def __init__(
-        self, run: Run, engine: Any, mean_image: Callable[[], np.ndarray], options: dict[str, Any] | None = None
+        self, run: Run, engine: Engine, mean_image: Callable[[], np.ndarray], options: Options = OPTIONS
     ) -> None:
         self.run, self.engine, self.mean_image = run, engine, mean_image
-        self.options: dict[str, Any] = {"precision": "float32", **(options or {})}
+        self.options = options
         self.wiring = run.initial_wiring()
         self.unused: Weights = {}
-        self._fixed: tuple[Connectivity | None, Any] = (None, None)
+        self._fixed: tuple[Connectivity | None, Loop | None] = (None, None)
 
     def go_on_from(self, wiring: Connectivity | None, unused: Weights) -> None:
         """Takes the wiring and the unused blocks of a state."""
         self.wiring, self.unused = wiring, unused
 
-    def loop(self, phase: Phase, rate: float, state: Weights | None, *, fresh: bool) -> Any:
+    def loop(self, phase: Phase, rate: float, state: Weights | None, *, fresh: bool) -> Loop:
         """The compiled network of a phase.
 
         Args:
@@ -92,7 +104,7 @@ class PhaseNetworks:
         weights = {name: value for name, value in _weights(state).items() if not name.endswith(pruning.GATE_STATE)}
         return self._cut(weights), real_gates
 
-    def whole(self, state: Weights) -> Any:
+    def whole(self, state: Weights) -> Loop:
         """The network with all its blocks and probabilities, compiled for testing, float32 whatever it trained in."""
         weights = _weights(state)
         if self.wiring is not None:
@@ -104,10 +116,10 @@ class PhaseNetworks:
         return loop
 
     def _network(self, wiring: Connectivity | None, activation: str | None = None, **changes: Any) -> GatedResNeXt:
-        run, options = self.run, {**self.options, **changes}
+        run, options = self.run, {**self.options._asdict(), **changes}
         return GatedResNeXt(run.architecture, wiring, activation, seed=run.seed, name=run.entry, **options)
 
-    def _compiled(self, phase: Phase) -> Any:
+    def _compiled(self, phase: Phase) -> Loop:
         recipe = self.run.recipe
         with self.engine.scope():
             model = self._network(self.wiring and self.wiring.pruned())
@@ -117,7 +129,7 @@ class PhaseNetworks:
                 l2=recipe.weight_decay,
                 momentum=recipe.momentum,
             )
-            if self.options["precision"] == "mixed_float16":  # its gradients need a scale not to vanish
+            if self.options.precision == "mixed_float16":  # its gradients need a scale not to vanish
                 # Its name is in its variables' paths, and so in the checkpoints: Keras would number it.
                 optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale")
             optimizer.build(model.trainable_variables)
@@ -133,13 +145,13 @@ class PhaseNetworks:
         return state
 
 
-def state_of(loop: Any) -> Weights:
+def state_of(loop: Loop) -> Weights:
     """Weights and optimizer state by name."""
     optimizer = {f"{OPTIMIZER}{v.path}": keras.ops.convert_to_numpy(v) for v in loop.optimizer.variables}
     return {**loop.model.weights_by_name(), **optimizer}
 
 
-def assign(loop: Any, state: Weights, *, with_optimizer: bool) -> None:
+def assign(loop: Loop, state: Weights, *, with_optimizer: bool) -> None:
     """Weights and, if asked, optimizer state by name.
 
     Raises:

@@ -37,11 +37,16 @@ def _make_float(one: Any, field: str) -> None:
         object.__setattr__(one, field, float(value))
 
 
-class Steps(NamedTuple):
-    """A phase in steps: `epochs` rounds of `steps` each, a round being about one pass over the training images."""
+class Rounds(NamedTuple):
+    """A phase in steps: `rounds` of `steps` each, a round being about one pass over the training images."""
 
-    epochs: int
+    rounds: int
     steps: int
+
+    @property
+    def total(self) -> int:
+        """Steps in all rounds."""
+        return self.rounds * self.steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,18 +178,18 @@ class Recipe:
         """
         return dataclasses.replace(self, name=f"{self.name}, batches of {images}", batch_size=images)
 
-    def steps(self, steps_per_epoch: int) -> tuple[Steps, ...]:
+    def steps(self, steps_per_epoch: int) -> tuple[Rounds, ...]:
         """Each phase in rounds of equal length, so that a fraction of an epoch keeps its proportion.
 
         Example:
 
-        >>> RECIPES["cifar"].scaled(0.0125).steps(390)
-        (Steps(epochs=2, steps=292), Steps(epochs=1, steps=488), Steps(epochs=1, steps=244), Steps(epochs=1, steps=244))
+        >>> [tuple(phase) for phase in RECIPES["cifar"].scaled(0.0125).steps(390)]
+        [(2, 292), (1, 488), (1, 244), (1, 244)]
         """
         result = []
         for phase in self.phases:
             rounds = max(1, round(phase.epochs))
-            result.append(Steps(rounds, max(1, round(phase.epochs * steps_per_epoch / rounds))))
+            result.append(Rounds(rounds, max(1, round(phase.epochs * steps_per_epoch / rounds))))
         return tuple(result)
 
     def to_dict(self) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
         began=lambda devices: workdir.note_machine(folder, versions.of_training(), versions.hardware(devices)),
         **options,
     )
-    if not _writes(options["scope"]):
+    if not _writes(options["strategy"]):
         return
     print(
         f"\nTrained {result['entry']} on {result['dataset']}: {result['epochs']:g} epochs "
@@ -98,13 +98,13 @@ def _data_for_export(result: dict[str, Any]) -> list[str]:
     return [f"--data_dir={DATA_DIR.value}"] if DATA_DIR.value and result["backend"] == "tensorflow" else []
 
 
-def _writes(scope: Any) -> bool:
+def _writes(strategy: Any) -> bool:
     """Whether this process is the one of several workers that writes."""
-    if scope is None:
+    if strategy is None:
         return True
     from gated_resnext import distribution
 
-    return distribution.is_chief(scope)
+    return distribution.is_chief(strategy)
 
 
 def _is_of_the_zoo() -> bool:

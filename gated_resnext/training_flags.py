@@ -39,7 +39,7 @@ def recipe(default: str) -> recipes.Recipe:
 
 
 def options() -> dict[str, Any]:
-    """What `trainer.train` takes of them; `scope` is None under JAX.
+    """What `trainer.train` takes of them; `strategy` is None under JAX.
 
     Raises:
         errors.UserError: if there are no such devices.
@@ -48,15 +48,15 @@ def options() -> dict[str, Any]:
         raise errors.UserError(f"checkpoint_seconds must be 0 or more. Received: {CHECKPOINT_SECONDS.value}")
     import keras
 
-    scope = None
+    strategy = None
     if keras.backend.backend() != "jax":
         from gated_resnext import distribution
 
-        scope = distribution.strategy(STRATEGY.value)
+        strategy = distribution.strategy(STRATEGY.value)
     elif STRATEGY.value not in ("auto", "one_device") or SYNC_BATCH_NORM.value:
         raise errors.UserError("under JAX one device trains: leave --strategy and --sync_batch_norm out")
     return {
-        "scope": scope,
+        "strategy": strategy,
         "sync_batch_norm": SYNC_BATCH_NORM.value,
         "precision": PRECISION.value,
         "remat": REMAT.value,

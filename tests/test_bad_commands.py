@@ -13,7 +13,8 @@ from gated_resnext.connectivity import Connectivity
 HARNESS = """
 import contextlib, importlib, io, json, os, sys, traceback
 from absl import flags
-from gated_resnext import errors, loop, trainer
+from gated_resnext import errors, loop
+from gated_resnext.training import Training
 
 class Started(BaseException):
     pass
@@ -21,7 +22,7 @@ class Started(BaseException):
 def started(*args, **kwargs):
     raise Started
 
-shallow = trainer._Training.run_phases
+shallow = Training.run_phases
 loop.Loop.train = started
 own, mains = {}, {}
 commands = "train", "draw", "publish", "evaluate"
@@ -32,7 +33,7 @@ for module in (*(f"gated_resnext.{command}" for command in commands), "export.pr
         delattr(flags.FLAGS, name)
 report = {}
 for name, (module, arguments, deep, environment) in json.load(open(sys.argv[1])).items():
-    trainer._Training.run_phases = shallow if deep else started
+    Training.run_phases = shallow if deep else started
     for flag in own[module].values():
         flag.unparse()
         flags.FLAGS[flag.name] = flag

@@ -13,12 +13,14 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_resume import ended, in_a_fresh_process, start
-from test_trainer import assert_same_end, images_of, newest, small_run
+from processes import ended, in_a_fresh_process, start
+from runs import assert_same_end, images_of, newest, small_run
 
 from gated_resnext import checkpoints, distribution, files, trainer
 from gated_resnext.errors import UserError
 from gated_resnext.loop import TensorFlowEngine
+from gated_resnext.phase_networks import Options
+from gated_resnext.training import Training
 
 # Names and clusters that are none
 
@@ -91,7 +93,7 @@ RUN = small_run((1.6, 0.1, 0.2), (0.5, 0.1))  # 2 rounds of 9 steps, 1 of 6
 def work(folder, data_dir, state=None, pipe=None):
     """One worker of a training; it leaves what it trained in `state`, and tells the pipe of every step."""
     checkpoints.PARTS = 0
-    some_steps, finish = trainer._Training._some_steps, trainer._Training._finish
+    some_steps, finish = Training._some_steps, Training._finish
 
     def told(self, *arguments):
         some_steps(self, *arguments)
@@ -102,23 +104,23 @@ def work(folder, data_dir, state=None, pipe=None):
         files.write_arrays(state, values)
         return finish(self, values)
 
-    trainer._Training._some_steps = told
+    Training._some_steps = told
     if state is not None:
-        trainer._Training._finish = left
-    trainer.train(RUN, folder, data_dir=data_dir, scope=distribution.strategy("multi_worker"), checkpoint_s=0)
+        Training._finish = left
+    trainer.train(RUN, folder, data_dir=data_dir, strategy=distribution.strategy("multi_worker"), checkpoint_s=0)
 
 
 def seldom(*arguments):
     """The same, with a checkpoint at the end of a round alone."""
     checkpoints.Checkpoints.due = lambda self: False
-    stop = trainer._Training._stop_if_asked
+    stop = Training._stop_if_asked
 
     def waiting(self, loop):
         if arguments[-1] is not None and self.place.step == 4:  # the one that is told
             assert self.termination.asked_within(60)
         stop(self, loop)
 
-    trainer._Training._stop_if_asked = waiting
+    Training._stop_if_asked = waiting
     work(*arguments)
 
 
@@ -143,8 +145,8 @@ def few_steps(folder, data_dir, strategy, synchronized):
         tf.config.set_logical_device_configuration(device, [tf.config.LogicalDeviceConfiguration()] * 2)
     scope = distribution.strategy(strategy)
     assert scope.num_replicas_in_sync == (1 if strategy == "one_device" else 2)
-    trainer._Training(
-        FEW_STEPS, folder, of_noise(data_dir), TensorFlowEngine(scope), {"synchronized": synchronized}
+    Training(
+        FEW_STEPS, folder, of_noise(data_dir), TensorFlowEngine(scope), Options(synchronized=synchronized)
     ).run_phases()
 
 

@@ -71,10 +71,11 @@ def test_the_transfer_page_runs(tmp_path, digits_dir):
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr
-    first, top1, of_folder, features, maps, shipped = done.stdout.splitlines()[-6:]
+    first, top1, of_folder, features, maps, stages, shipped = done.stdout.splitlines()[-7:]
     assert re.fullmatch(r"\[Prediction\(number=[01], label='(even|odd)', probability=0\.\d+\)\]", first)
     assert float(top1) > 0.93 and float(of_folder) > 0.6
     assert (features, maps) == ("(360, 256)", "(None, 4, 4, 256)")
+    assert stages == "[(None, 8, 8, 64), (None, 4, 4, 128), (None, 2, 2, 256)]"
     card = zoo.card("digits_11_4_4_k1")
     assert shipped == f"models/odd_or_even/1 {card['blocks']} -> {card['active_blocks']}"
     folder = tmp_path / "models" / "odd_or_even" / "1"

@@ -5,11 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
-from test_trainer import SMALL, images_of, newest, recordings, small_run
+from runs import SMALL, images_of, newest, recordings, small_run
 
 from gated_resnext import files, gate_history, trainer
 from gated_resnext.errors import UserError
 from gated_resnext.loop import TensorFlowEngine
+from gated_resnext.training import Diverged, Training
 
 # 11 steps an epoch: 2 rounds of 11 steps in which gates are learned, then 6 steps.
 LEARNING = (2, 0.1, 0.2), (0.5, 0.1)
@@ -73,7 +74,7 @@ def test_a_training_records_from_equal_gates_to_those_it_freezes(trained):
         np.testing.assert_array_equal(history[-1], frozen[f"module{number}"])
 
 
-class Interrupted(trainer._Training):
+class Interrupted(Training):
     """A training that is gone in the middle of its second round, and keeps a checkpoint of some steps before."""
 
     def _some_steps(self, loop, batches, left, phase):
@@ -107,6 +108,6 @@ def test_the_recordings_after_the_step_of_a_rollback_are_removed(digits_dir, tmp
     folder = tmp_path / "small"
     with pytest.raises(InterruptedError):
         Interrupted(run, folder, images_of(run, digits_dir), TensorFlowEngine()).run_phases()
-    training = trainer._Training(run, folder, images_of(run, digits_dir), TensorFlowEngine(), on_nan="rollback")
-    training._roll_back(trainer._Diverged("", 13))
+    training = Training(run, folder, images_of(run, digits_dir), TensorFlowEngine(), on_nan="rollback")
+    training._roll_back(Diverged("", 13))
     assert gate_history.read(folder)[0].tolist() == list(range(12))

@@ -163,13 +163,13 @@ def test_four_phases_resumed_equal_uninterrupted(packed, whole, tmp_path):
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
     interrupted = textwrap.dedent(
         """
-        import gated_resnext.trainer as trainer
-        some_steps = trainer._Training._some_steps
+        from gated_resnext.training import Training
+        some_steps = Training._some_steps
         def stopping(self, *args):
             some_steps(self, *args)
             if self.place.step >= 40:
                 raise KeyboardInterrupt
-        trainer._Training._some_steps = stopping
+        Training._some_steps = stopping
         """
     )
     flags = "--entry=digits_11_4_4_k2", "--epochs_scale=0.04", f"--data_dir={packed}", f"--workdir={tmp_path / 'cut'}"

@@ -5,14 +5,14 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-from test_trainer import SMALL, recipe_of, small_run
+from runs import SMALL, recipe_of, small_run
 
 from gated_resnext import phase_networks, trainer
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.loop import TensorFlowEngine
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.optimizer import GateConnectSGD
-from gated_resnext.phase_networks import PhaseNetworks, state_of
+from gated_resnext.phase_networks import Options, PhaseNetworks, state_of
 
 RECIPE = dataclasses.replace(recipe_of((1, 0.1, 0.3), (1, 0.05)), weight_decay=1e-3, momentum=0.5)
 WIRING = Connectivity.random(2, 3, 1, seed=4)
@@ -31,7 +31,7 @@ def mean_image():
 
 
 def networks(run, **options):
-    return PhaseNetworks(run, TensorFlowEngine(), mean_image, options)
+    return PhaseNetworks(run, TensorFlowEngine(), mean_image, Options(**options))
 
 
 def first_loop(found):

@@ -4,14 +4,15 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from runs import Photographed, assert_same_end, images_of, newest, small_run
 from tensorflow.python.grappler import tf_optimizer
-from test_trainer import Photographed, assert_same_end, images_of, newest, small_run
 
 from gated_resnext import Architecture, Connectivity, GatedResNeXt, pruning
 from gated_resnext.data import Images
 from gated_resnext.errors import UserError
 from gated_resnext.loop import Loop, TensorFlowEngine
 from gated_resnext.optimizer import GateConnectSGD, restart
+from gated_resnext.phase_networks import Options
 from gated_resnext.recipes import RECIPES, read
 from gated_resnext.trainer import train
 from gated_resnext.workdir import Run
@@ -149,7 +150,7 @@ def test_an_unknown_precision_is_said(tmp_path):
 
 def test_float16_goes_on_in_the_middle_of_a_phase_as_if_it_had_not_stopped(tmp_path, digits_dir):
     run, whole = small_run((0.5, 0.1, 0.2), (0.5, 0.1)), tmp_path / "whole"  # two phases of 6 steps
-    options = {"synchronized": False, "precision": "mixed_float16", "remat": False}
+    options = Options(precision="mixed_float16")
     training = Photographed(run, whole, images_of(run, digits_dir), TensorFlowEngine(), options)
     training.within = (3, 8)
     training.run_phases()

@@ -16,7 +16,7 @@ import time
 
 import numpy as np
 import pytest
-from test_trainer import assert_same_end
+from runs import assert_same_end
 
 from gated_resnext import experiments, files, ledger, reproduction, trainer, workdir, zoo
 from gated_resnext.connectivity import Connectivity

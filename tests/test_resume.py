@@ -7,17 +7,15 @@ import pathlib
 import random
 import select
 import signal
-import subprocess
-import sys
 import time
-import traceback
 
 import pytest
 import tensorflow as tf
-from test_trainer import assert_same_end, drawn, newest, rows, small_run
+from processes import ended, in_a_fresh_process, start
+from runs import assert_same_end, drawn, newest, rows, small_run
 
-from gated_resnext import checkpoints, files, metrics, trainer
-from gated_resnext.errors import UserError
+from gated_resnext import checkpoints, files, metrics, trainer, training
+from gated_resnext.training import Training
 
 RUNS = {
     # 3 rounds of 10 steps, 1 of 6.
@@ -26,48 +24,6 @@ RUNS = {
     "random": dataclasses.replace(small_run((1.6, 0.1), (2.6, 0.01)), wiring="random"),
 }
 STEPS = {"learned": 36, "random": 48}
-
-
-# Processes: forked from one that has imported TensorFlow and run none of its operations, so that it has no threads
-# that a fork would leave behind, and a start costs no import.
-
-
-def start(function, *arguments, log):
-    """A child that calls a function as a command would and writes what it prints to `log`; its process id."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return child
-    code = 3
-    try:
-        with open(log, "ab", buffering=0) as file:
-            for descriptor in (1, 2):
-                os.dup2(file.fileno(), descriptor)
-        function(*arguments)
-        code = 0
-    except SystemExit as error:
-        code = error.code or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
-
-
-def ended(child, within=120.0):
-    """The exit status of a child, negative for a signal as subprocess has it; one still there is killed."""
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return "hung"
 
 
 def killed():
@@ -165,14 +121,14 @@ def attempt(run, folder, data_dir, pipe, death):
     """Trains, and tells the pipe of the end of every call of the compiled loop."""
     if death:
         die(*death)
-    some_steps = trainer._Training._some_steps
+    some_steps = Training._some_steps
 
     def told(self, *arguments):
         some_steps(self, *arguments)
         os.write(pipe, b".")
 
-    trainer._Training._some_steps = told
-    trainer.CALL_S = 0.03  # of one step or two
+    Training._some_steps = told
+    training.CALL_S = 0.03  # of one step or two
     train(run, folder, data_dir)
 
 
@@ -229,24 +185,6 @@ def harness(data_dir, folder):
     assert [ended(child) for child in whole] == [0, 0]
     chains = [start(chain, name, data_dir, folder, log=folder / f"{name}.log") for name in RUNS]
     assert [ended(child, within=800) for child in chains] == [0, 0]
-
-
-def in_a_fresh_process(function, *arguments):
-    """Calls a function of a test module where TensorFlow is imported and nothing else was done, with text arguments."""
-    if not hasattr(os, "fork"):
-        pytest.skip("needs os.fork")
-    module, name = function.__module__, function.__name__
-    text = f"import {module}; {module}.{name}({', '.join(repr(str(argument)) for argument in arguments)})"
-    path = os.pathsep.join(path for path in sys.path if path)
-    done = subprocess.run(
-        [sys.executable, "-c", text],
-        env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    logs = [f"\n{path}:\n{path.read_text()[-3000:]}" for path in pathlib.Path(arguments[-1]).glob("*.log")]
-    assert done.returncode == 0, done.stderr[-3000:] + "".join(logs)
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,11 @@ import threading
 import time
 
 import pytest
-from test_resume import ended, in_a_fresh_process, start
-from test_trainer import assert_same_end, contents, newest, small_run
+from processes import ended, in_a_fresh_process, start
+from runs import assert_same_end, contents, newest, small_run
 
-from gated_resnext import checkpoints, files, loop, termination, trainer
+from gated_resnext import checkpoints, files, loop, termination, trainer, training
+from gated_resnext.training import Training
 
 K1 = "digits_11_4_4_k1"
 
@@ -172,13 +173,13 @@ MOMENTS = {
     "writing": lambda: before_call(files, "_sync", 17, asked_to_stop),
     "stuck in a step": lambda: before_call(loop.Loop, "train", 6, stuck),
     "stuck in the first step": lambda: before_call(loop.Loop, "train", 1, stuck),
-    "the last evaluation": lambda: before_call(trainer._Training, "_finish", 1, asked_to_stop),
+    "the last evaluation": lambda: before_call(Training, "_finish", 1, asked_to_stop),
     "never": lambda: None,
 }
 
 
 def train(folder, data_dir, moment):
-    trainer.CALL_S = 0  # calls of one step
+    training.CALL_S = 0  # calls of one step
     checkpoints.PARTS = 0
     termination.GRACE_S = 0.5 if moment.startswith("stuck") else 60
     MOMENTS[moment]()

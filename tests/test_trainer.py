@@ -11,127 +11,38 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from runs import (
+    SMALL,
+    Photographed,
+    assert_same_end,
+    contents,
+    drawn,
+    images_of,
+    newest,
+    recipe_of,
+    recordings,
+    rows,
+    small_run,
+    weights,
+)
 
 import gated_resnext
 from gated_resnext import devices, files, loop, trainer, workdir
-from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.data import Images
 from gated_resnext.errors import DivergedError, UserError
 from gated_resnext.loop import TensorFlowEngine
-from gated_resnext.recipes import RECIPES, Phase, Recipe
+from gated_resnext.phase_networks import Options
+from gated_resnext.recipes import RECIPES
 from gated_resnext.trainer import Run
+from gated_resnext.training import Training
 
 K1 = "digits_11_4_4_k1"
-# Two modules of three blocks: the smallest network with gates.
-SMALL = Architecture(
-    depth=8, width=2, cardinality=3, fan_in=1, input_shape=(8, 8, 1), stem_filters=4, filters=8, stages=(1, 1)
-)
-
-
-def recipe_of(*phases):
-    return Recipe(
-        "made_up", tuple(Phase(*phase) for phase in phases), batch_size=128, weight_decay=5e-4, pad=1, flip=False
-    )
-
-
-def small_run(*phases, **changes):
-    """1,437 images in batches of 128 are 11 steps an epoch."""
-    return dataclasses.replace(Run("small", SMALL, "learned", "optical_digits", recipe_of(*phases), 5), **changes)
-
-
-def contents(folder, but=("tensorboard", ".lock")):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.relative_to(folder).parts[0] not in but
-    }
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(folder):
-    return keras.saving.load_model(folder / "model.keras").weights_by_name()
-
-
-def images_of(run, data_dir):
-    return Images(run.dataset, run.recipe, data_dir, run.architecture.input_shape)
-
-
-def newest(folder):
-    """The newest checkpoint's arrays, its place as a dict."""
-    state = files.read_arrays(max((folder / "checkpoints").glob("step*.npz")))
-    return {**state, "place": json.loads(str(state["place"]))}
-
-
-def recordings(folder):
-    """The gates at every step they were written down at."""
-    return {
-        f"{path.stem}/{name}": gate
-        for path in (folder / "gates").glob("*")
-        for name, gate in files.read_arrays(path).items()
-    }
-
-
-def timeless(row):
-    return {name: value for name, value in row.items() if name not in ("seconds", "images_per_s")}
-
-
-def assert_same_end(found, expected):
-    """Two finished workdirs are equal to the byte, but for the time they took and the end of a zip's name."""
-    assert [timeless(row) for row in rows(found)] == [timeless(row) for row in rows(expected)]
-    results = [timeless(files.read_json(folder / "result.json")) for folder in (found, expected)]
-    assert results[0] == results[1]
-    of_checkpoints, of_models = (newest(found), newest(expected)), (weights(found), weights(expected))
-    places = [timeless(state.pop("place")) for state in of_checkpoints]
-    assert places[0] == places[1]
-    both = [of_checkpoints, of_models]
-    if (expected / "gates.npz").exists():
-        both.append(tuple(files.read_arrays(folder / "gates.npz") for folder in (found, expected)))
-    both.append((recordings(found), recordings(expected)))
-    for one, other in both:
-        assert set(one) == set(other)
-        for name, value in other.items():
-            assert (one[name].dtype, one[name].tobytes()) == (value.dtype, value.tobytes()), name
-
-
-def drawn(folder):
-    """What the event files of a workdir hold: (tag, step, value), in order."""
-    return sorted(
-        (value.tag, event.step, float(tf.make_ndarray(value.tensor)))
-        for path in (folder / "tensorboard").iterdir()
-        for event in tf.compat.v1.train.summary_iterator(str(path))
-        for value in event.summary.value
-    )
 
 
 def top_k(matrix, k):
     """Indices of the k largest of every row, the lower first among equals, by Python's sort."""
     return tuple(tuple(sorted(sorted(range(len(row)), key=lambda i: (-row[i], i))[:k])) for row in matrix.tolist())
-
-
-class Photographed(trainer._Training):
-    """A training that leaves a copy of its workdir beside it after every checkpoint, as a kill would.
-
-    Steps in `within` get a checkpoint of their own: each call of the compiled loop is one step.
-    """
-
-    within = ()
-
-    def save(self, loop):
-        super().save(loop)
-        place = self.place
-        copy = self.folder.with_name(f"{'within' if place.steps else 'after'}_step_{place.step}")
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(self.folder, copy)
-
-    def run_phases(self, *hooks):
-        self.checkpoints.due = lambda: self.place.step in self.within
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainer, "CALL_S", 0)
-            return super().run_phases(*hooks)
 
 
 # A whole run
@@ -720,7 +631,7 @@ def test_rolling_back_over_the_end_of_a_phase_halves_the_rate_of_that_each_time(
         return scores
 
     monkeypatch.setattr(loop.Loop, "train", diverge)
-    monkeypatch.setattr(trainer, "CALL_S", 0)  # a step a call: the first of its phase
+    monkeypatch.setattr("gated_resnext.training.CALL_S", 0)  # a step a call: the first of its phase
     folder = begun(uninterrupted, tmp_path / "small", run)
     result = trainer.train(run, folder, data_dir=digits_dir, on_nan="rollback")
     back = "at step 43, in phase 4 at learning rate 0.004; on from step 33 at half the rate"
@@ -795,8 +706,7 @@ def test_batch_norm_keeps_the_images_it_takes(uninterrupted, digits_dir, tmp_pat
     batch, two = run.recipe.batch_size, TensorFlowEngine()
     two.replicas = 2
     for synchronized in (True, False):
-        options = {"synchronized": synchronized, "precision": "float32", "remat": False}
-        training = trainer._Training(run, folder, images_of(run, digits_dir), two, options)
+        training = Training(run, folder, images_of(run, digits_dir), two, Options(synchronized))
         assert training._arithmetic["batch_norm_images"] == (batch if synchronized else batch // 2)
         if synchronized:
             training._restore()
@@ -837,7 +747,7 @@ def test_to_evaluate_again_keeps_the_version_that_trained(trained, digits_dir, t
 def test_a_checkpoint_of_broken_weights_is_not_gone_on_from(digits_dir, tmp_path, monkeypatch):
     # The first step's loss is finite, the weights after it are not.
     monkeypatch.setattr("gated_resnext.checkpoints.PARTS", 0)
-    monkeypatch.setattr(trainer, "CALL_S", 0)
+    monkeypatch.setattr("gated_resnext.training.CALL_S", 0)
     run, folder = small_run((1, 1e38)), tmp_path / "small"
     with pytest.raises(UserError, match=r"the loss is .* at step 2, in phase 1 .*; there is no checkpoint before"):
         trainer.train(run, folder, data_dir=digits_dir, checkpoint_s=0)
@@ -861,7 +771,7 @@ def test_a_batch_that_does_not_divide_among_the_replicas_is_refused(digits_dir, 
         num_replicas_in_sync = 3
 
     with pytest.raises(UserError, match="the batch of 128 does not divide into 3 replicas"):
-        trainer.train(small_run((1, 0.1)), tmp_path / "small", data_dir=digits_dir, scope=Three())
+        trainer.train(small_run((1, 0.1)), tmp_path / "small", data_dir=digits_dir, strategy=Three())
     assert not (tmp_path / "small").exists()
 
 
@@ -913,18 +823,19 @@ import tensorflow as tf
 device = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(device, [tf.config.LogicalDeviceConfiguration()] * 2)
 
-import test_trainer
+import runs
+from gated_resnext.loop import TensorFlowEngine
 from gated_resnext import distribution, trainer
 
 scope = distribution.strategy()
 assert type(scope).__name__ == "MirroredStrategy" and scope.num_replicas_in_sync == 2, scope
-run = test_trainer.small_run((1.6, 0.1, 0.2), (0.5, 0.1))
+run = runs.small_run((1.6, 0.1, 0.2), (0.5, 0.1))
 data_dir, whole = sys.argv[1], pathlib.Path(sys.argv[2])
-engine = test_trainer.TensorFlowEngine(scope)
-training = test_trainer.Photographed(run, whole, test_trainer.images_of(run, data_dir), engine)
+engine = TensorFlowEngine(scope)
+training = runs.Photographed(run, whole, runs.images_of(run, data_dir), engine)
 training.within = (13,)
 training.run_phases()
-trainer.train(run, whole.with_name("within_step_13"), data_dir=data_dir, scope=scope)
+trainer.train(run, whole.with_name("within_step_13"), data_dir=data_dir, strategy=scope)
 """
 
 
