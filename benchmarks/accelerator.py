@@ -128,12 +128,13 @@ def _limits() -> dict[str, float]:
     }
 
 
-def _two_ways(blocks: int = 8, size: int = 32, filters: int = 64, width: int = 4) -> dict[str, list[float]]:
+def _two_ways() -> dict[str, list[float]]:
     """Seconds of one module's wide part, forward and backward, with y and without; both give the same."""
     import jax
     import numpy as np
     from jax import numpy as jnp
 
+    blocks, size, filters, width = 8, 32, 64, 4
     rows, dtype = BATCH.value * size * size, jnp.bfloat16 if "16" in PRECISION.value else jnp.float32
     keys = jax.random.split(jax.random.key(0), 4)
     gates = jax.random.bernoulli(keys[0], 0.5, (blocks, blocks)).astype(dtype) / 4

@@ -68,9 +68,9 @@ def publish(path: str, name: str, text: str) -> None:
         temporary.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
-def _least(call: Callable[[], Any], rounds: int = 7) -> float:
+def _least(call: Callable[[], Any]) -> float:
     seconds = []
-    for _ in range(rounds):
+    for _ in range(7):
         start = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - start)

@@ -19,7 +19,6 @@ from gated_resnext.architecture import Architecture, ModulePlan
 from gated_resnext.connectivity import Connectivity
 
 EPSILON, MOMENTUM = 1e-5, 0.1
-NORMS = ("block", "sum")
 
 
 class Gate(nn.Module):

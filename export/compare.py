@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
 
     whites = (WHITE.value * 2)[:2] if len(WHITE.value) == 1 else WHITE.value
     a, b = (interchange.opened(path, white) for path, white in zip(SAVED_MODEL.value, whites, strict=True))
-    images, labels, classes, origin = _images((a, b), whites)
+    images, labels, classes, origin = _images((a, b))
     found = comparison.compare(a, b, images, labels, classes=classes, rounds=ROUNDS.value)
     found |= {"paths": [str(a.path), str(b.path)], "images": f"{len(images)} {origin}", "machine": latency.machine()}
     print(_table(found, a, b))
@@ -64,9 +64,7 @@ def main(argv: list[str]) -> None:
         files.write_json(pathlib.Path(JSON.value).expanduser(), found)
 
 
-def _images(
-    models: tuple[Opened, Opened], whites: list[float]
-) -> tuple[np.ndarray, np.ndarray | None, int | None, str]:
+def _images(models: tuple[Opened, Opened]) -> tuple[np.ndarray, np.ndarray | None, int | None, str]:
     """Images of the networks' size; their classes, and how many there are, or None; and where they are from."""
     import numpy as np
 
@@ -79,16 +77,14 @@ def _images(
 
     info = DATASETS[IMAGES_FROM.value]
     input_shape = comparison.image_shape(models, info.input_shape)
-    networks = [trained.of_saved_model(model.path, white) for model, white in zip(models, whites, strict=True)]
+    networks = [trained.of_opened(model) for model in models]
     resize = next((network.resize for network in networks if network.resize), None)
     if resize is None and input_shape == info.input_shape:
         resize = RECIPES[info.recipe].test_resize
-    both = [
-        trained.images_for(network._replace(shape=input_shape, resize=resize), info.name, DATA_DIR.value)
-        for network in networks  # refuses those of other classes
-    ]
-    images, labels = zip(*both[0].batches("test", IMAGES.value, BATCH), strict=True)
-    return np.concatenate(images), np.concatenate(labels), len(both[0].labels), f"test images of {info.name}"
+    found = trained.images_for(networks[0]._replace(shape=input_shape, resize=resize), info.name, DATA_DIR.value)
+    trained.check_classes(networks[1], info.name, found.labels)
+    images, labels = zip(*found.batches("test", IMAGES.value, BATCH), strict=True)
+    return np.concatenate(images), np.concatenate(labels), len(found.labels), f"test images of {info.name}"
 
 
 def _table(found: dict[str, Any], a: Any, b: Any) -> str:

@@ -13,22 +13,20 @@ from typing import Any
 from gated_resnext.versions import version
 
 WARM_UP = 2
+TURN_MS = 20.0
 
 
-def interleaved(
-    calls: Mapping[str, Callable[[], Any]], *, rounds: int = 15, turn_ms: float = 20.0
-) -> dict[str, list[float]]:
+def interleaved(calls: Mapping[str, Callable[[], Any]], *, rounds: int = 15) -> dict[str, list[float]]:
     """Times every call once a round, one after the other: A B A B ...
 
     Args:
         calls: what to time, by name.
-        rounds: turns of each.
-        turn_ms: a turn repeats a call for about so long.
+        rounds: turns of each, a call repeated for about `TURN_MS`.
 
     Returns:
         Milliseconds of one call, a list of `rounds` for each name.
     """
-    repeats = {name: max(1, round(turn_ms / max(_warm(call), 1e-3))) for name, call in calls.items()}
+    repeats = {name: max(1, round(TURN_MS / max(_warm(call), 1e-3))) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():

@@ -221,10 +221,6 @@ class Images:
             batches = batches.cache()  # pictures are decoded once, not in every round
         return batches.prefetch(2)
 
-    def test(self, batch_size: int | None = None) -> tf.data.Dataset:
-        """All test images once, in order, cropped at the centre."""
-        return self.in_order("test", batch_size=batch_size)
-
     def in_order(self, split: str = "test", count: int | None = None, batch_size: int | None = None) -> tf.data.Dataset:
         """Images of "train", "test" or "all", once, in order, cropped at the centre, not augmented.
 
@@ -245,7 +241,7 @@ class Images:
         return rows.batch(batch_size or self.recipe.batch_size).prefetch(2)
 
     def batches(self, split: str, count: int | None, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The same as arrays."""
+        """What `in_order` gives, as arrays of so many images."""
         return self.in_order(split, count, batch_size).as_numpy_iterator()
 
     def count(self, split: str) -> int:

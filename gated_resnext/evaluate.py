@@ -112,13 +112,12 @@ def _receipt(found: Evaluation, logits: bool) -> str:
 
 
 def _write(found: Evaluation, network: trained.Trained, what: str, folder: pathlib.Path) -> None:
-    from gated_resnext import confusion
+    from gated_resnext.drawing import confusion
 
     origin = {"network": network.name, "source": network.source, "evaluated_on": what}
     files.write_json(folder / "evaluation.json", {**origin, **found.to_dict()})
     for name in ("confusion.png", "confusion.svg"):
-        with files.replacing(folder / name) as temporary:
-            confusion.write(_named(found), temporary, f"{network.name} on {what}: top-1 {100 * found.top1:.2f} %")
+        confusion.write(_named(found), folder / name, f"{network.name} on {what}: top-1 {100 * found.top1:.2f} %")
     print(f"Written to {folder}: evaluation.json, confusion.png, confusion.svg")
 
 

@@ -1,4 +1,4 @@
-"""How long work tells where it is: a bar on a terminal, elsewhere a line every half minute, and one a round."""
+"""How a training tells where it is: a bar on a terminal, elsewhere a line every half minute, and one a round."""
 
 from __future__ import annotations
 

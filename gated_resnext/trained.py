@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from gated_resnext.arrays import ArrayImages
     from gated_resnext.data import Images
+    from gated_resnext.interchange import Opened
 
 BATCH = 128
 SPLITS = ("test", "train", "all")
@@ -108,7 +109,11 @@ def of_saved_model(path: str | os.PathLike[str], white: float = 255.0) -> Traine
         raise UserError(f"{path} is read by TensorFlow, which is not installed: pip install tensorflow")
     from gated_resnext import interchange
 
-    opened = interchange.opened(path, white)
+    return of_opened(interchange.opened(path, white))
+
+
+def of_opened(opened: Opened) -> Trained:
+    """The same of one that was opened already."""
     folder = opened.path if opened.path.is_dir() else opened.path.parent
     receipt = files.read_fields(folder / "receipt.json") if (folder / "receipt.json").is_file() else {}
     name, dataset, pictures = receipt.get("network"), receipt.get("dataset"), receipt.get("preprocessing")

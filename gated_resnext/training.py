@@ -98,7 +98,7 @@ class Training:
         )
 
     def _start(self) -> Place:
-        """Before the first step."""
+        """The place of a run before its first step."""
         return Place(images=self.images.digest(), arithmetic=self._arithmetic)
 
     @property

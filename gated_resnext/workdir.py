@@ -1,6 +1,6 @@
 """What a training's workdir says of itself: its run, its metrics so far, the machines, and who is at work in it.
 
-Plain Python: nothing here needs Keras or TensorFlow.
+Nothing here needs Keras or TensorFlow.
 """
 
 from __future__ import annotations

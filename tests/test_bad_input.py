@@ -579,7 +579,7 @@ def test_damaged_images_are_named_or_can_be_trained_on(tmp_path):
     images = Images(f"{FOLDER}{tmp_path}", recipe, None, (8, 8, 3))
     images.check()
     assert sum(len(y) for _, y in images.train(seed=0, first_step=0, steps=images.size)) == images.size
-    assert sum(len(y) for _, y in images.test()) == len(images)
+    assert sum(len(y) for _, y in images.in_order()) == len(images)
 
 
 def test_there_are_1000_cases():

@@ -121,11 +121,11 @@ def test_a_crop_that_images_in_memory_do_not_have_is_refused(digits_dir):
 
 def test_the_test_split_is_whole_and_in_order(digits_dir, digits):
     images = Images("optical_digits", RECIPES["digits"], digits_dir)
-    batches = listed(images.test())
+    batches = listed(images.in_order())
     assert [len(labels) for _, labels in batches] == [64] * 5 + [40]
     np.testing.assert_array_equal(np.concatenate([x for x, _ in batches]), digits[0][1437:])
     np.testing.assert_array_equal(np.concatenate([y for _, y in batches]), digits[1][1437:])
-    assert [len(labels) for _, labels in listed(images.test(100))] == [100, 100, 100, 60]
+    assert [len(labels) for _, labels in listed(images.in_order(batch_size=100))] == [100, 100, 100, 60]
     first, labels = images.test_batch(7)
     np.testing.assert_array_equal(first, digits[0][1437:1444])
     np.testing.assert_array_equal(labels, digits[1][1437:1444])
@@ -149,7 +149,7 @@ def test_images_larger_than_the_network_are_cropped_at_the_centre(digits_dir, di
     monkeypatch.setitem(DATASETS, "middle", DatasetInfo("optical_digits", 10, (6, 3, 1), "digits"))
     images = Images("middle", of_batch(64), digits_dir)
     middle = digits[0][:, 1:7, 2:5]
-    np.testing.assert_array_equal(np.concatenate([x for x, _ in listed(images.test())]), middle[1437:])
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in listed(images.in_order())]), middle[1437:])
     np.testing.assert_allclose(images.mean_image(), middle[:1437].mean(0, dtype=np.float64), rtol=1e-6)
     assert listed(images.train(seed=0, first_step=0, steps=1))[0][0].shape == (64, 6, 3, 1)
 
@@ -437,7 +437,7 @@ def test_every_source_gives_whole_epochs_in_another_order_each(colours, kind):
     assert len(set(map(tuple, epochs))) == 10
     left_out = {number for epoch in epochs for number in set(range(TRAIN)) - set(epoch)}
     assert len(left_out) > 10, "the same images are left out of every epoch"
-    assert sorted(np.concatenate(numbers_of(images.test()))) == list(range(100, 100 + TEST))
+    assert sorted(np.concatenate(numbers_of(images.in_order()))) == list(range(100, 100 + TEST))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -528,7 +528,7 @@ def test_a_test_set_that_divides_has_no_empty_batch(colours):
 @pytest.mark.parametrize("kind", ["memory", "streamed"])
 def test_samples_and_test_batches_are_the_first_images_in_order(colours, kind):
     images = colours[kind]
-    in_order = np.concatenate([x for x, _ in listed(images.test(5))])
+    in_order = np.concatenate([x for x, _ in listed(images.in_order(batch_size=5))])
     pixels, labels = images.test_batch(4)
     np.testing.assert_array_equal(pixels, in_order[:4])
     np.testing.assert_array_equal(labels, pixels[:, 0, 0, 0] % CLASSES)
@@ -671,7 +671,7 @@ def test_real_photographs_in_imagenets_format_are_streamed(real_photographs):
         top, left = (height - side) // 2, (width - side) // 2
         means.append(pixels[top : top + side, left : left + side].mean((0, 1)))
     np.testing.assert_allclose(images.mean_image().mean((0, 1)), np.mean(means, 0), atol=2)
-    tests = np.concatenate([labels for _, labels in listed(images.test())])
+    tests = np.concatenate([labels for _, labels in listed(images.in_order())])
     assert sorted(tests.tolist()) == sorted(images.labels.index(label) for label, _, _ in photographs["validation"])
 
 

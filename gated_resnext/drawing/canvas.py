@@ -52,6 +52,11 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def text(name: str) -> str:
+    """A name as text: of a folder's, the bytes that are none stand as their numbers."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def ending(path: Path, endings: tuple[str, ...] = ENDINGS) -> str:
     """What kind of file a name asks for.
 

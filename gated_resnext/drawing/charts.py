@@ -89,7 +89,7 @@ def fan_in_chart(points: Mapping[int, Sequence[float]], path: canvas.Path) -> No
         dots.set_gid("seeds")
         lowest, highest = ([of(seeds) for seeds in shares] for of in (np.min, np.max))
         axes.vlines(fan_ins, lowest, highest, linewidth=1.4, zorder=2, **_look(0)).set_gid("range")
-        label = _seeds("learned", *shares)
+        label = _seeds(shares)
         (line,) = axes.plot(fan_ins, means, marker="s", markersize=6, linewidth=1.8, zorder=3, label=label, **_look(0))
         line.set_gid("mean")
         axes.set_xticks(fan_ins)
@@ -196,10 +196,10 @@ def _look(number: int) -> dict[str, Any]:
     return {"color": canvas.SERIES[number % len(canvas.SERIES)]}
 
 
-def _seeds(name: str, *percents: np.ndarray) -> str:
+def _seeds(percents: Sequence[np.ndarray]) -> str:
     """With how many seeds there are, of several points of the fewest and the most."""
     least, most = (of(map(len, percents)) for of in (min, max))
-    return name if most == 1 else f"{name}, {most if least == most else f'{least} to {most}'} seeds"
+    return "learned" if most == 1 else f"learned, {most if least == most else f'{least} to {most}'} seeds"
 
 
 def _check_count(what: Mapping[str, Any]) -> None:

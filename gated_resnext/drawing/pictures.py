@@ -89,7 +89,7 @@ def _named(subjects: Sequence[Subject]) -> dict[str, Subject]:
     often = collections.Counter(subject.name for subject in subjects)
     found: dict[str, Subject] = {}
     for subject in subjects:
-        place = subject.name if often[subject.name] == 1 else subject.place
+        place = subject.name if often[subject.name] == 1 else canvas.text(subject.place)
         names = itertools.chain([place], (f"{place} ({number})" for number in itertools.count(2)))
         found[next(name for name in names if name not in found)] = subject
     return found
