@@ -16,7 +16,9 @@ from gated_resnext.preprocessing import Preprocessing
 
 PICTURES = "encoded_images"  # the signature, and its input
 Guard = Callable[[tf.Tensor, tuple[int | None, ...]], tf.Tensor]
-LABELS = pathlib.PurePath("assets", "labels.txt")  # which an export puts beside it
+LABELS, NAMES = (
+    pathlib.PurePath("assets", name) for name in ("labels.txt", "names.txt")
+)  # an export puts them beside it
 PARTS = ("saved_model.pb", "fingerprint.pb", "variables", "assets")
 
 
@@ -91,4 +93,5 @@ def runner(folder: pathlib.Path, signature: str = SIGNATURE, reads: str = "image
 def size(folder: pathlib.Path) -> int:
     """Bytes of its own files, beside which others may lie."""
     paths = [path for part in PARTS for path in (folder / part, *(folder / part).rglob("*"))]
-    return sum(path.stat().st_size for path in paths if path.is_file() and path != folder / LABELS)
+    others = folder / LABELS, folder / NAMES
+    return sum(path.stat().st_size for path in paths if path.is_file() and path not in others)

@@ -135,30 +135,13 @@ def ship(
     notes = []
     with files.next_version(output) as version:
         for name in chosen:
-            form = FORMATS[name]
-            path = version.folder / form.filename
             say(f"Writing and checking {name}")
-            given: dict[str, Any] = {"preprocessing": preprocessing} if form.decodes else {}
-            given |= {"samples": probe.samples} if form.measures else {}
-            form.write(small, path, **given)
-            drop = None if form.exact else max_top1_drop
-            check = _check(name, form.runner(path), probe.images, reference, probe.labels, drop)
-            checks.append({**check, "bytes": form.size(path)})
-            if form.decodes and preprocessing is not None and probe.pictures:
-                checks.append(_check_pictures(path, probe, reference))
+            checks += _write_form(name, small, version.folder, probe, reference, preprocessing, max_top1_drop)
         for name, content in (compressed or {}).items():
-            path = version.folder / f"model_{name}.tflite"
             say(f"Training on, writing and checking {name}")
-            path.write_bytes(content())
-            check = _check(name, tflite.runner(path), probe.images, reference, probe.labels, max_top1_drop)
-            packed = len(gzip.compress(path.read_bytes(), mtime=0))
-            checks.append({**check, "bytes": path.stat().st_size, "bytes_gzip": packed})
+            checks.append(_write_compressed(name, content(), version.folder, probe, reference, max_top1_drop))
         if labels:
-            path = version.folder / (saved_model.LABELS if served else saved_model.LABELS.name)
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(_lines(labels))
-            if (names := readable(labels)) != list(labels):  # what an application shows; labels.txt tells who is who
-                path.with_name("names.txt").write_bytes(_lines(names))
+            _write_names(version.folder, labels, served)
         if served and preprocessing is None and model.input_shape[-1] in (1, 3):
             why = "nobody told how they become pixels (preprocessing=)"
             notes.append(f"It has no signature {saved_model.PICTURES}, which takes picture files: {why}")
@@ -189,6 +172,50 @@ def ship(
     return Shipped(version.path, receipt, notes)
 
 
+def _write_form(
+    name: str,
+    small: keras.Model,
+    folder: pathlib.Path,
+    probe: Probe,
+    reference: np.ndarray,
+    preprocessing: Preprocessing | None,
+    max_top1_drop: float,
+) -> list[dict[str, Any]]:
+    """A format's file, and what was found of it as it lies on the disk."""
+    form = FORMATS[name]
+    path = folder / form.filename
+    given: dict[str, Any] = {"preprocessing": preprocessing} if form.decodes else {}
+    given |= {"samples": probe.samples} if form.measures else {}
+    form.write(small, path, **given)
+    drop = None if form.exact else max_top1_drop
+    check = _check(name, form.runner(path), probe.images, reference, probe.labels, drop)
+    checks = [{**check, "bytes": form.size(path)}]
+    if form.decodes and preprocessing is not None and probe.pictures:
+        checks.append(_check_pictures(path, probe, reference))
+    return checks
+
+
+def _write_compressed(
+    name: str, content: bytes, folder: pathlib.Path, probe: Probe, reference: np.ndarray, max_top1_drop: float
+) -> dict[str, Any]:
+    """The same of a compression."""
+    path = folder / f"model_{name}.tflite"
+    path.write_bytes(content)
+    check = _check(name, tflite.runner(path), probe.images, reference, probe.labels, max_top1_drop)
+    return {**check, "bytes": len(content), "bytes_gzip": len(gzip.compress(content, mtime=0))}
+
+
+def _write_names(folder: pathlib.Path, labels: Sequence[str], served: bool) -> None:
+    """What tells who is who, labels.txt, and where those are WordNet's ids what an application shows, names.txt."""
+    names = readable(labels)
+    files_of = {saved_model.LABELS: labels, **({saved_model.NAMES: names} if names != list(labels) else {})}
+    for place, lines in files_of.items():
+        path = folder / (place if served else place.name)
+        path.parent.mkdir(exist_ok=True)
+        text = "".join(f"{line}\n" for line in lines)
+        path.write_bytes(text.encode("utf-8", "surrogateescape"))  # folders' names are any bytes
+
+
 def _check_served(output: pathlib.Path, served: bool) -> None:
     """Finds that TF Serving could load the next version, if it serves those before."""
     if not served and serving.is_served(output):
@@ -217,10 +244,6 @@ def _check_versions(output: pathlib.Path, shape: tuple[int, ...], classes: int, 
             f"{newest} is of {other}, and its clients would be given this network: choose another --output, or say "
             "--replace (in Python replace=True)"
         )
-
-
-def _lines(names: Sequence[str]) -> bytes:
-    return "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")  # folders' names are any bytes
 
 
 def _few(labels: Sequence[str]) -> str:
