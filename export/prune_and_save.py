@@ -85,7 +85,6 @@ def main(argv: list[str]) -> None:
             f"number last. Received: {OUTPUT.value}"
         )
     backend.choose()
-    import gated_resnext
     from export import shipping
 
     formats, methods = shipping.choose(FORMATS.value), _methods()
@@ -94,7 +93,7 @@ def main(argv: list[str]) -> None:
         model, said = zoo.load(name, "published"), zoo.card(name) or {}
     else:
         folder = pathlib.Path(WORKDIR.value).expanduser()
-        model, said = gated_resnext.load(folder / "model.keras"), files.read_fields(folder / "result.json")
+        model, said = trained.network_of(folder), files.read_fields(folder / "result.json")
     shape, classes = model.input_shape[1:], model.output_shape[-1]
     labels = _labels(said, name, classes)
     network = trained.Trained(name, name, model.predict_on_batch, shape, classes, labels, dataset, recipe.test_resize)

@@ -16,9 +16,9 @@ from gated_resnext.preprocessing import Preprocessing
 
 PICTURES = "encoded_images"  # the signature, and its input
 Guard = Callable[[tf.Tensor, tuple[int | None, ...]], tf.Tensor]
-LABELS, NAMES = (
-    pathlib.PurePath("assets", name) for name in ("labels.txt", "names.txt")
-)  # an export puts them beside it
+# What an export puts beside it.
+LABELS = pathlib.PurePath("assets", "labels.txt")
+NAMES = pathlib.PurePath("assets", "names.txt")
 PARTS = ("saved_model.pb", "fingerprint.pb", "variables", "assets")
 
 

@@ -278,7 +278,8 @@ def _check_model(model: keras.Model) -> None:
                 "with gated_resnext.transfer and train it"
             )
         return
-    short = sorted({layer.compute_dtype for layer in model._flatten_layers() if layer.variables} - {"float32"})
+    halves = {"float16", "bfloat16"}
+    short = sorted({layer.compute_dtype for layer in model._flatten_layers() if layer.weights} & halves)
     if short:
         raise UserError(
             "an export computes in float32: make the model again under that policy, and give it the weights. Received: "

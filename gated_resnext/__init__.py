@@ -82,7 +82,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("zoo", *_HOMES.values()):
+    if name in ("preprocessing", "trainer", "zoo", *_HOMES.values()):
         return importlib.import_module(f"gated_resnext.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(f"gated_resnext.{_HOMES[name]}"), name)

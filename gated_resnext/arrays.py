@@ -92,7 +92,7 @@ class ArrayImages:
     def __init__(
         self, name: str, recipe: Recipe, folder: Any, input_shape: tuple[int | None, ...], limit: int | None = None
     ) -> None:
-        self.name, self.recipe = name, recipe
+        self.name, self.recipe, self.left_alone = name, recipe, ""  # no files are looked at
         path = _about(name, folder)
         root = path.parent
         if not path.is_file():
@@ -135,8 +135,6 @@ class ArrayImages:
             raise UserError(f"arrays are trained on crops of the kind 'pad'. Received: a recipe of {recipe.crop!r}")
         if len(pixels) < recipe.batch_size:
             raise UserError(f"{name} has {len(pixels)} training images, fewer than the batch of {recipe.batch_size}")
-
-    left_alone = ""  # no files are looked at
 
     def __len__(self) -> int:
         """Number of test images."""

@@ -108,8 +108,9 @@ def _graph(model: keras.Model) -> keras.Model:
         ) from None
     if not holds(graph, GatedBranches):
         raise ValueError(
-            f"expected a model that is made of GatedBranches. Received: {model}, which has none; of a GatedResNeXt "
-            "keras.models.clone_model makes a model that is no longer one: copy.deepcopy keeps it"
+            f"expected a model that is made of GatedBranches. Received: {model}, which has none. What "
+            "keras.models.clone_model or stages() made of a GatedResNeXt is one no longer: prune it before, or copy it "
+            "by copy.deepcopy"
         )
     return graph
 

@@ -32,6 +32,8 @@ def made_again(layer: Layer) -> Layer:
     """
     if isinstance(layer, keras.layers.Lambda):
         return layer
+    if type(layer).__name__ in ("Functional", "Sequential"):  # there may be one in it
+        return keras.models.clone_model(layer, clone_function=made_again)
     if isinstance(layer, GatedBranches):
         return layer.remade(range(len(layer.branches)), layer.sources)
     return type(layer).from_config(layer.get_config())
@@ -53,7 +55,12 @@ def with_others(
 
     Returns:
         A new model, not compiled.
+
+    Raises:
+        ValueError: if it is another kind of model.
     """
+    if not getattr(model, "inputs", None):
+        raise ValueError(f"expected a functional model, or a Sequential one that was built. Received: {model}")
     nested = {layer.name for layer in model.layers if not isinstance(layer, kind) and _holds(layer, kind)}
 
     def copied(layer: Layer) -> Layer:

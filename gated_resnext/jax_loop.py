@@ -25,7 +25,7 @@ from gated_resnext.scores import Scores
 
 Tensor = Any
 MOST_STEPS = 4096  # scores that one call can return
-AHEAD = 4  # test batches that are computed before the first of them is read
+AHEAD = 4  # test batches that are begun before the first of them is read
 
 
 class JaxEngine:
@@ -178,7 +178,7 @@ class JaxLoop:
         waiting: collections.deque[Tensor] = collections.deque()  # so that a device need not wait for the next batch
         for images, labels in batches:
             waiting.append(self._test(state, images, labels))
-            if len(waiting) > AHEAD:
+            if len(waiting) >= AHEAD:
                 yield _as_scores(waiting.popleft())
         yield from map(_as_scores, waiting)
 

@@ -101,6 +101,8 @@ class GatedResNeXt(keras.Model):
         self.synchronized = synchronized
         self.remat = remat
         self.seed = seed
+        if isinstance(frozen, str):
+            raise ValueError(f"frozen must be a sequence of names. Received: frozen={frozen!r}")
         for layer in self.layers:
             if layer.name in frozen:
                 layer.trainable = False
@@ -130,17 +132,22 @@ class GatedResNeXt(keras.Model):
 
         Returns:
             From images to a list of (batch, height, width, channels), the largest maps first: of each stage what the
-            classifier reads of the last one, the ReLU of the branches' mean, or sum. It shares this network's layers.
+            classifier reads of the last one, the ReLU of the branches' mean, or sum; of a fixed wiring without the
+            branches that nobody reads, which were not trained on. It shares this network's layers.
 
         Example:
 
         >>> GatedResNeXt(Architecture(depth=11, width=4, cardinality=4, fan_in=1)).stages().output_shape
         [(None, 32, 32, 64), (None, 16, 16, 128), (None, 8, 8, 256)]
         """
-        last = {plan.name.split("_")[0]: plan.name for plan in self.architecture.plan()}
-        return keras.Model(
-            self.input, [_read(self.get_layer(name).output, self.architecture, stage) for stage, name in last.items()]
-        )
+        last = {plan.name.split("_")[0]: (number, plan.name) for number, plan in enumerate(self.architecture.plan())}
+        features = []
+        with _policy(self.precision):
+            for stage, (number, name) in last.items():
+                y, active = self.get_layer(name).output, _counted(self.connectivity, number)
+                y = y if active is None else keras.ops.take(y, active, axis=0)
+                features.append(_read(y, self.architecture, stage))
+        return keras.Model(self.input, features)
 
     def weights_by_name(self) -> dict[str, np.ndarray]:
         """Every weight and state by its name, such as "stage1_module1/reduce/kernel"."""
@@ -205,7 +212,8 @@ def load(path: str | os.PathLike[str]) -> Any:
     """A network from a .keras file, such as a training's `model.keras`, or a model of one's own that has gates.
 
     Args:
-        path: the file. A model of one's own has a `GatedResNeXt`, `GatedBranches` or a `GatedDenseBlock` in it.
+        path: the file. A model of one's own has a `GatedResNeXt`, layers of one, `GatedBranches` or a `GatedDenseBlock`
+            in it.
 
     Returns:
         The `GatedResNeXt`, or the `keras.Model`.
@@ -219,7 +227,8 @@ def load(path: str | os.PathLike[str]) -> Any:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # zip, HDF5 and Keras each have their own for a damaged file
         raise UserError(f"{path} does not hold a network: {first_line(error)}") from error
-    if not isinstance(model, GatedResNeXt) and not holds(model, (GatedResNeXt, GatedBranches, GatedDenseBlock)):
+    kinds = (GatedResNeXt, GatedBranches, GatedDenseBlock, GatedAggregation, MultiBranchModule)
+    if not isinstance(model, GatedResNeXt) and not holds(model, kinds):
         raise UserError(f"{path} holds a {type(model).__name__} without gates, not a GatedResNeXt")
     return model
 

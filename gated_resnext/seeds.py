@@ -13,9 +13,12 @@ def a_seed(seed: int | None) -> int:
     if seed is None:
         return random.randrange(2**31)
     try:
-        return operator.index(seed)
+        number = operator.index(seed)
     except TypeError:
-        raise ValueError(f"seed must be a whole number or None. Received: seed={seed!r}") from None
+        number = -1
+    if number < 0:
+        raise ValueError(f"seed must be a whole number of at least 0 or None. Received: seed={seed!r}")
+    return number
 
 
 def seeds_from(seed: int, count: int) -> list[int]:

@@ -62,15 +62,28 @@ def of_workdir(folder: str | os.PathLike[str], model: Any = None) -> Trained:
     Raises:
         UserError: if the training has not ended, or its files are damaged.
     """
-    import gated_resnext
 
     run = finished(folder)
     path = pathlib.Path(folder).expanduser()
-    model = model or gated_resnext.load(path / "model.keras")
+    model = model or network_of(path)
     result = files.read_fields(path / "result.json")
     found = _of_model(model, run.entry, str(folder), result.get("labels"), run.dataset, run.recipe)
     resize = result.get("resize")
     return found._replace(resize=resize) if type(resize) is int and resize > 0 else found
+
+
+def network_of(folder: pathlib.Path) -> Any:
+    """The network of a workdir.
+
+    Raises:
+        UserError: if its file is not there, is damaged or was replaced by another model.
+    """
+    import gated_resnext
+
+    model = gated_resnext.load(folder / "model.keras")
+    if not isinstance(model, gated_resnext.GatedResNeXt):
+        raise UserError(f"{folder / 'model.keras'} holds a {type(model).__name__}, not the network of the training")
+    return model
 
 
 def finished(folder: str | os.PathLike[str]) -> Run:

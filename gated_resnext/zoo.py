@@ -128,11 +128,12 @@ def load(
         input_shape: (height, width, channels) instead of the data set's. Published weights fit any height and width.
         classifier_activation: "softmax", or None for logits.
         seed: of the initial weights, the draws and a random wiring; a file of weights alone needs that of its training.
-        model_name: of the `keras.Model`, which in a larger model must be its alone; None for the entry's.
+        model_name: of the `keras.Model`, which in a larger model must be its alone; None for the entry's, by which
+            `preprocess_input` knows how pictures are resized for it.
 
     Returns:
-        A `keras.Model` from uint8 images (batch, height, width, channels) to probabilities (batch, classes), or to
-        features. With published weights the wiring is the one that was learned.
+        A `keras.Model` from pixels, uint8 or floats from 0 to 255, (batch, height, width, channels), to probabilities
+        (batch, classes), or to features. With published weights the wiring is the one that was learned.
 
     Raises:
         UserError: if the name is unknown, the weights are missing, damaged or do not fit, or the arguments do not go
@@ -151,6 +152,8 @@ def load(
     from gated_resnext.model import GatedResNeXt
 
     heads.check(classes, include_top, pooling, classifier_activation, seed)
+    if model_name is not None and (not isinstance(model_name, str) or "/" in model_name):
+        raise UserError(f"model_name must be a string without a slash. Received: {model_name!r}")
     changes = {"classes": classes, "fan_in": fan_in, "cardinality": cardinality, "input_shape": input_shape}
     shape = _changed(own, {field: value for field, value in changes.items() if value is not None})
     unfit = _why_not_published(name, own, shape) if published else ""

@@ -5,6 +5,8 @@ import sys
 import hypothesis
 import pytest
 
+pytest.register_assert_rewrite("runs", "processes")
+
 os.environ.pop("TFDS_DATA_DIR", None)  # no test reads or writes the user's data
 
 # A stall of the machine is no failure, and what failed once fails again.

@@ -12,6 +12,7 @@ import gated_resnext
 from gated_resnext import GatedBranches, GatedDenseBlock, freeze, predictions, prune, transfer, zoo
 from gated_resnext.aggregation import GatedAggregation
 from gated_resnext.architecture import Architecture
+from gated_resnext.connectivity import Connectivity
 from gated_resnext.errors import DivergedError
 from gated_resnext.model import GatedResNeXt
 from gated_resnext.optimizer import GateConnectSGD
@@ -125,7 +126,7 @@ def test_a_network_made_to_rest_neither_learns_nor_draws():
 
 
 @pytest.mark.parametrize("change", [freeze, prune])
-def test_networks_in_a_larger_model_are_cut(change, tmp_path):
+def test_networks_in_a_larger_model_are_cut(change):
     images = keras.Input(SMALL.input_shape)
     one = network(include_top=False, pooling="avg", name="one")
     full = network(SMALL.replace(aggregation="shared", fan_in=3), include_top=False, pooling="avg", name="full")
@@ -187,12 +188,48 @@ def test_features_of_every_stage(changes):
     assert len(stages.predict(IMAGES, batch_size=2, verbose=0)[0]) == len(IMAGES)
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_features_are_of_the_branches_that_were_trained_in_the_networks_precision(precision, tmp_path):
+    wiring = Connectivity(3, (((1,), (1,), (2,)), ((0,), (0,), (2,))))
+    assert wiring.active_blocks == (2, 2, 3)
+    model = network(SMALL, wiring, include_top=False, precision=precision)
+    found, smaller = (one.stages()(IMAGES) for one in (model, prune(model)))
+    for one, other in zip(found, smaller, strict=True):
+        np.testing.assert_allclose(np.float32(one), np.float32(other), rtol=0.05, atol=0.05 * np.abs(other).max())
+    np.testing.assert_array_equal(np.float32(found[-1]), np.float32(model(IMAGES)))
+    assert {np.asarray(one).dtype.name for one in found} == {precision.removeprefix("mixed_")}
+    model.stages().save(tmp_path / "detector.keras")
+    opened = gated_resnext.load(tmp_path / "detector.keras")
+    np.testing.assert_allclose(np.float32(opened(IMAGES)[0]), np.float32(found[0]), rtol=1e-5)
+    with pytest.raises(ValueError, match="stages.. made of a GatedResNeXt is one no longer: prune it before"):
+        prune(opened)
+
+
+def test_a_subclassed_model_is_not_taken_apart():
+    class Around(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def call(self, images):
+            return self.inner(images)
+
+    model = Around()
+    model(IMAGES)
+    with pytest.raises(ValueError, match="expected a functional model, or a Sequential one that was built"):
+        prune(model)
+
+
 def test_layers_of_a_function_of_ones_own_stay_in_what_is_cut():
     images = keras.Input((8,))
     y = GatedBranches([keras.layers.Dense(3), keras.layers.Dense(3)])(keras.layers.Lambda(lambda x: x / 2)(images))
     y = GatedBranches([keras.layers.Dense(3), keras.layers.Dense(3)], sources=((0,), (0,)))(y)
     model, x = keras.Model(images, keras.layers.Average()(y)), np.ones((2, 8), np.float32)
     np.testing.assert_allclose(prune(model)(x), model(x), rtol=1e-5)
+    scaled = keras.Sequential([keras.Input(SMALL.input_shape), keras.layers.Lambda(lambda x: x / 2)])
+    x = keras.Input(SMALL.input_shape)
+    whole = keras.Model(x, network()(scaled(x)))
+    np.testing.assert_allclose(prune(whole)(IMAGES), whole(IMAGES), rtol=1e-4, atol=1e-6)
     maps = keras.Input((4, 4, 2))
     dense = keras.Model(maps, GatedDenseBlock(3, 2, 1)(keras.layers.Lambda(lambda x: x / 2)(maps)))
     x = np.ones((2, 4, 4, 2), np.float32)
@@ -220,7 +257,7 @@ def test_a_class_of_ones_own_stays_itself():
 
 def test_a_clone_is_told_from_a_copy():
     clone = keras.models.clone_model(network())
-    with pytest.raises(ValueError, match="clone_model makes a model that is no longer one: copy.deepcopy keeps it"):
+    with pytest.raises(ValueError, match="clone_model or stages.. made of .* is one no longer.*copy.deepcopy$"):
         prune(clone)
 
 

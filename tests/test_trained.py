@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import keras
 import numpy as np
 import PIL.Image
 import pytest
@@ -70,6 +71,15 @@ def test_every_form_of_a_network_reaches_what_its_card_says(places, digits_dir, 
     expected, _ = trained.evaluate(opened(places, "zoo"), images)
     np.testing.assert_array_equal(found.confusion, expected.confusion)
     assert found.loss == pytest.approx(expected.loss, rel=1e-4)
+
+
+def test_a_network_that_another_took_the_place_of_is_said(places, tmp_path):
+    run = shutil.copytree(places["run"], tmp_path / "run")
+    inner = keras.saving.load_model(run / "model.keras")
+    images = keras.Input((8, 8, 1))
+    keras.Model(images, keras.layers.Dense(10)(inner(images))).save(run / "model.keras")
+    with pytest.raises(UserError, match=r"model.keras holds a Functional, not the network of the training$"):
+        trained.of_workdir(run)
 
 
 def test_pictures_come_to_a_cropped_network_as_its_test_images_did(places, tmp_path):

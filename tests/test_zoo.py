@@ -330,7 +330,9 @@ def test_what_is_changed_may_be_what_it_was(published, source, images):
         ({"include_top": False, "pooling": "sum"}, "pooling must be one of"),
         ({"include_top": "yes"}, "include_top must be True or False"),
         ({"classifier_activation": "softmaxx"}, "Could not interpret activation"),
-        ({"seed": "x"}, "seed must be a whole number or None"),
+        ({"seed": "x"}, "seed must be a whole number of at least 0 or None"),
+        ({"seed": -1}, "seed must be a whole number of at least 0 or None"),
+        ({"model_name": "team/a"}, "model_name must be a string without a slash"),
     ],
 )
 @pytest.mark.parametrize("weights", [None, "auto"])
