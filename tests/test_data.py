@@ -327,14 +327,14 @@ def test_streamed_epochs_see_each_image_at_most_once(streamed):
 
 def test_streamed_test_images_are_pillows_central_crops(streamed):
     expected = pil_crops("validation")
-    batches = listed(streamed().test(3))
+    batches = listed(streamed().in_order(batch_size=3))
     assert [len(labels) for _, labels in batches] == [3, 3, 1]
     images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
     assert sorted(labels.tolist()) == list(range(7))
     for image, label in zip(images, labels, strict=True):
         # TensorFlow's decoder takes the fast transform: about one level darker. A place beside would be over four off.
         assert np.abs(image.astype(int) - expected[label]).mean() < 2
-    assert_same_batches(listed(streamed().test(3)), batches)
+    assert_same_batches(listed(streamed().in_order(batch_size=3)), batches)
 
 
 def test_streamed_pictures_become_the_test_images(streamed):
