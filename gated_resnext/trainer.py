@@ -43,7 +43,8 @@ def train(
     """Trains, or goes on training, and evaluates.
 
     Every step is a function of the state before it, so that a run stopped anywhere ends in the weights of an
-    uninterrupted one, to the bit on a CPU. SIGTERM saves and raises SystemExit(0), Ctrl-C saves and raises KeyboardInterrupt.
+    uninterrupted one, to the bit on a CPU. SIGTERM saves and raises SystemExit(0), Ctrl-C saves and raises
+    KeyboardInterrupt.
 
     Args:
         run: what to train.
