@@ -33,6 +33,7 @@ FORMATS = flags.DEFINE_list(
     "formats",
     ["saved_model", "tflite"],
     "What to write: saved_model, tflite, tflite_float16, tflite_dynamic (int8 weights), tflite_int8.",
+    allow_overwrite=False,
 )
 IMAGE_FOLDER = flags.DEFINE_string(
     "image_folder", None, "Where the images of --workdir are now, if it was trained on a folder that is elsewhere."
@@ -49,6 +50,7 @@ COMPRESS = flags.DEFINE_list(
     "compress",
     [],
     "Train on to a smaller TFLite file as well: qat (int8), magnitude (zeros), cluster (few values); any of them.",
+    allow_overwrite=False,
 )
 COMPRESS_EPOCHS = flags.DEFINE_float("compress_epochs", 1.0, "Passes over the training images for each of them.")
 SPARSITY = flags.DEFINE_float("sparsity", 0.5, "Share of zeros in the kernels, for --compress=magnitude.")

@@ -21,8 +21,10 @@ from gated_resnext.drawing import pictures
 from gated_resnext.drawing.subjects import Subject
 
 WHAT = flags.DEFINE_enum("what", "wiring", list(pictures.KINDS), "What to draw.")
-WORKDIR = flags.DEFINE_list("workdir", [], "Folders of trainings, with commas between them.")
-ENTRY = flags.DEFINE_list("entry", [], "Networks of the zoo with published weights, with commas between them.")
+# A list that is given twice would be the second alone.
+ONCE = {"allow_overwrite": False}
+WORKDIR = flags.DEFINE_list("workdir", [], "Folders of trainings, with commas between them.", **ONCE)
+ENTRY = flags.DEFINE_list("entry", [], "Networks of the zoo with published weights, with commas between them.", **ONCE)
 OUTPUT = flags.DEFINE_string(
     "output",
     None,

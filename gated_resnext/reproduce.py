@@ -30,7 +30,7 @@ DATASET = flags.DEFINE_string(
     None,
     f"One of {', '.join(zoo.DATASETS)}. Default: that of the paper; of the ablations {experiments.ABLATED_ON}.",
 )
-ROWS = flags.DEFINE_list("rows", ["*"], "Names of the rows to run, as shell patterns.")
+ROWS = flags.DEFINE_list("rows", ["*"], "Names of the rows to run, as shell patterns.", allow_overwrite=False)
 SEEDS = flags.DEFINE_integer("seeds", 4, "How many seeds, from 0 on. The paper has 4.", 1, 10_000)
 LIMIT = flags.DEFINE_integer(
     "limit", None, "Train on the first so many images alone; the test images stay whole.", lower_bound=1
