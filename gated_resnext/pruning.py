@@ -47,7 +47,8 @@ def wiring(model: keras.Model) -> Connectivity:
     if isinstance(model, GatedResNeXt):
         return model.wiring()
     if isinstance(model, keras.Model) and not holds(model, GatedBranches):
-        for layer in layers_of(model, (GatedResNeXt, GatedDenseBlock)):
+        layer = next(layers_of(model, (GatedResNeXt, GatedDenseBlock)), None)
+        if layer is not None:
             raise ValueError(f"{model.name} has no wiring of its own: ask its layer {layer.name!r} for its wiring()")
     return branch_pruning.wiring(model)
 

@@ -62,7 +62,6 @@ def of_workdir(folder: str | os.PathLike[str], model: Any = None) -> Trained:
     Raises:
         UserError: if the training has not ended, or its files are damaged.
     """
-
     run = finished(folder)
     path = pathlib.Path(folder).expanduser()
     model = model or network_of(path)

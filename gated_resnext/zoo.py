@@ -160,8 +160,12 @@ def load(
     if weights == "published" and (unfit or published is None):
         train = f"there are no published weights of {name}; train them: python -m gated_resnext.train --entry={name}"
         raise UserError(f"{unfit}; weights=None initialises them" if unfit else train)
-    options: dict[str, Any] = {"include_top": include_top, "pooling": pooling, "seed": seed}
-    options["name"] = model_name or name
+    options: dict[str, Any] = {
+        "include_top": include_top,
+        "pooling": pooling,
+        "seed": seed,
+        "name": model_name or name,
+    }
     wiring: Connectivity | None = None
     if weights in ("auto", "published") and published is not None and not unfit:
         try:
