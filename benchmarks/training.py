@@ -37,11 +37,13 @@ MARKDOWN = flags.DEFINE_string("markdown", "-", "File whose part between the ben
 OURS: dict[str, dict[str, Any]] = {
     "learned K=4": {"kind": "learned", "fan_in": 4},
     "learned K=4, remat": {"kind": "learned", "fan_in": 4, "remat": True},
+    "learned K=4, bfloat16": {"kind": "learned", "fan_in": 4, "precision": "mixed_bfloat16"},
     "frozen K=4": {"kind": "frozen", "fan_in": 4},
     "pruned K=4": {"kind": "pruned", "fan_in": 4},
     "learned K=1": {"kind": "learned", "fan_in": 1},
     "pruned K=1": {"kind": "pruned", "fan_in": 1},
     "full": {"kind": "full", "fan_in": 8},
+    "full, bfloat16": {"kind": "full", "fan_in": 8, "precision": "mixed_bfloat16"},
 }
 BESIDE = ("learned K=4", "frozen K=4", "full")
 THEIRS: dict[str, dict[str, Any]] = {
@@ -156,7 +158,8 @@ def _of_the_bandwidth(
     """The share of the machine's bandwidth that a step's wide passes take; none where all blocks share one input."""
     if spec["kind"] == "full":
         return ""
-    moved = by_theory(spec["kind"] == "learned") * wide_bytes(architecture(spec), blocks, batch)
+    size = 2 if spec.get("precision") == "mixed_bfloat16" else 4
+    moved = by_theory(spec["kind"] == "learned") * wide_bytes(architecture(spec), blocks, batch, size)
     return f"{100 * moved / step / limits['copy']:.0f} %"
 
 
@@ -177,6 +180,7 @@ def _ratios(row: dict[str, Any]) -> list[str]:
         ("learned K=4", "pruned K=4"),
     ]
     pairs += [("learned K=4, remat", "learned K=4"), ("learned K=4", "full")]
+    pairs += [(name, f"{name}, bfloat16") for name in ("learned K=4", "full")]
     pairs += [(_fastest(train, f"torch {name} ("), name) for name in ("learned K=4", "frozen K=4", "full")]
     pairs += [(_fastest(train, "torch full, one norm ("), "full")]
     for slow, fast in pairs:

@@ -58,7 +58,8 @@ class Recorded:
         self.spec = spec
 
     def take(self, what, count):
-        calls.append([what, count, self.spec["kind"], self.spec["fan_in"], self.spec.get("remat", False)])
+        options = [self.spec.get(name) for name in ("remat", "precision")]
+        calls.append([what, count, self.spec["kind"], self.spec["fan_in"], *options])
         return float(len(calls))
 
     def close(self):
@@ -75,12 +76,12 @@ def test_the_sides_take_turns(run_python):
     done = run_python("-c", SIDES)
     assert done.returncode == 0, done.stderr
     calls, train = json.loads(done.stdout)
-    taken, ends = calls[:28], calls[28:]
-    assert ends == ["closed"] * 7
-    sides = [call[2:] for call in taken[:7]]
-    assert len({str(side) for side in sides}) == 7
+    taken, ends = calls[:36], calls[36:]
+    assert ends == ["closed"] * 9
+    sides = [call[2:] for call in taken[:9]]
+    assert len({str(side) for side in sides}) == 9
     assert taken == [[what, 3, *side] for _ in range(2) for what in ("train", "infer") for side in sides]
-    assert list(train.values()) == [[float(place), float(place + 14)] for place in range(1, 8)]
+    assert list(train.values()) == [[float(place), float(place + 18)] for place in range(1, 10)]
 
 
 def rows_of(text):
