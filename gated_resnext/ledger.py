@@ -146,27 +146,31 @@ def table(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome])
     return "\n".join(lines)
 
 
-def picture(experiment: Experiment, outcomes: Sequence[Outcome], path: str | os.PathLike[str]) -> None:
+def picture(
+    experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome], path: str | os.PathLike[str]
+) -> None:
     """The figure of the paper with what was measured in it, means over the seeds where it shows one line a network.
 
     Args:
         experiment: one that plots something.
+        setting: how much of the schedule was trained, which stands above it.
         outcomes: one run that did not diverge, or more.
         path: of the .svg or .png file.
     """
     from gated_resnext.drawing import charts
 
+    title = f"{experiment.title}: {_trained(setting)}"
     ended = {row: [one.result for one in outcomes if one.row == row and one.result] for row in experiment.rows}
     ended = {row: results for row, results in ended.items() if results}
     if experiment.plots == "top1":
         points = {row.architecture.fan_in: [one["top1"] for one in results] for row, results in ended.items()}
-        charts.fan_in_chart(points, path)
+        charts.fan_in_chart(points, path, title=title)
         return
     active = {
         row.name: [statistics.fmean(module) for module in zip(*(one["active_blocks"] for one in results), strict=True)]
         for row, results in ended.items()
     }
-    charts.active_blocks_chart(active, experiment.rows[0].architecture.cardinality, path)
+    charts.active_blocks_chart(active, experiment.rows[0].architecture.cardinality, path, title=title)
 
 
 def csv_lines(setting: Setting, outcomes: Sequence[Outcome]) -> str:
@@ -199,17 +203,21 @@ def csv_lines(setting: Setting, outcomes: Sequence[Outcome]) -> str:
 
 def _how_much(setting: Setting) -> str:
     """How much of the schedule and of the images was trained, so that no short run is read as the paper's."""
-    recipe, whole = setting.recipe, setting.recipe == setting.whole
+    text = f"Trained: {_trained(setting)}."
+    if setting.recipe != setting.whole or setting.limit is not None:
+        text = f"**{text} Not to be compared with the paper's numbers, which are of its whole schedule on all images.**"
+    return text
+
+
+def _trained(setting: Setting) -> str:
+    recipe = setting.recipe
     epochs = f"the whole schedule, {recipe.epochs:g} epochs"
     if not recipe.is_part_of(setting.whole):
         epochs = f"{recipe.epochs:.4g} epochs of another schedule, {recipe.name!r}"
-    elif not whole:
+    elif recipe != setting.whole:
         epochs = f"{recipe.epochs:.4g} of the schedule's {setting.whole.epochs:g} epochs"
     images = "all training images" if setting.limit is None else f"the first {setting.limit:,} training images"
-    text = f"Trained: {epochs}, on {images}."
-    if not whole or setting.limit is not None:
-        text = f"**{text} Not to be compared with the paper's numbers, which are of its whole schedule on all images.**"
-    return text
+    return f"{epochs}, on {images}"
 
 
 def _header(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome]) -> list[str]:

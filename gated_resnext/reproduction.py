@@ -127,7 +127,7 @@ def write(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome],
         with files.replacing(folder / f"{experiment.key}.{suffix}") as temporary:
             temporary.write_text(text, encoding="utf-8")
     if experiment.plots and any(one.result for one in outcomes):
-        ledger.picture(experiment, outcomes, folder / f"{experiment.key}.svg")
+        ledger.picture(experiment, setting, outcomes, folder / f"{experiment.key}.svg")
 
 
 def _place(folder: pathlib.Path, experiment: Experiment, run: Run) -> pathlib.Path:

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from picture import Svg
 
 from gated_resnext import experiments, ledger, zoo
 from gated_resnext.connectivity import Connectivity
@@ -281,7 +282,10 @@ def test_a_figure_is_drawn_of_the_rows_that_ended(tmp_path, number, groups):
     figure = experiments.figure(number)
     outcomes = [outcome(row, seed, 70.0 + seed, (4,) * 9) for row in figure.rows[:2] for seed in range(2)]
     diverged = ledger.Outcome(figure.rows[-1], 2, None, diverged=7)
-    ledger.picture(figure, [*outcomes, diverged], tmp_path / "figure.svg")
+    part = SETTING._replace(recipe=WHOLE.scaled(0.0075))
+    ledger.picture(figure, part, [*outcomes, diverged], tmp_path / "figure.svg")
     drawn = (tmp_path / "figure.svg").read_text()
+    title = f"{figure.title}: 2.4 of the schedule's 320 epochs, on all training images"
+    assert title in " ".join(Svg(tmp_path / "figure.svg").texts)
     assert {group for group in groups if f'id="{group}"' in drawn} == groups
     assert "series-3" not in drawn and ("fan-in K" in drawn) == (number == 2)

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def active_blocks_chart(series: Mapping[str, Sequence[float]], cardinality: int, path: canvas.Path) -> None:
+def active_blocks_chart(
+    series: Mapping[str, Sequence[float]], cardinality: int, path: canvas.Path, *, title: str = ""
+) -> None:
     """How many blocks of each module are active, a line a network.
 
     Args:
         series: active blocks of modules 1 to M, by what the legend calls the network.
         cardinality: C, drawn as a dashed line.
         path: of the .svg or .png file; in an SVG, line n is the group "series-n", and C is "cardinality".
+        title: above it.
 
     Raises:
         UserError: if the path ends otherwise, or there are more networks than colours.
@@ -37,6 +40,7 @@ def active_blocks_chart(series: Mapping[str, Sequence[float]], cardinality: int,
     _check_count(series)
     modules = max(map(len, series.values()))
     with canvas.picture(path, float(np.clip(0.3 * modules + 3, 6, 11)), 4) as figure:
+        figure.suptitle(canvas.text(title), fontsize=10, wrap=True)
         axes = figure.add_subplot(xlabel="module, from the stem to the head", ylabel="active blocks")
         all_blocks = axes.axhline(cardinality, color=canvas.QUIET, linestyle="--", linewidth=1, zorder=1)
         all_blocks.set_gid("cardinality")
@@ -66,12 +70,13 @@ def active_blocks_chart(series: Mapping[str, Sequence[float]], cardinality: int,
         canvas.legend_below(figure, axes.get_legend_handles_labels()[0], 3)
 
 
-def fan_in_chart(points: Mapping[int, Sequence[float]], path: canvas.Path) -> None:
+def fan_in_chart(points: Mapping[int, Sequence[float]], path: canvas.Path, *, title: str = "") -> None:
     """Top-1 against fan-in: the mean of the seeds as a line, their range as a bar, each of them as a dot.
 
     Args:
         points: shares of test images recognised, one a seed, by K.
         path: of the .svg or .png file; in an SVG the groups are "mean", "range" and "seeds".
+        title: above it.
 
     Raises:
         UserError: if the path ends otherwise.
@@ -83,6 +88,7 @@ def fan_in_chart(points: Mapping[int, Sequence[float]], path: canvas.Path) -> No
     shares = [100 * np.asarray(points[fan_in], float) for fan_in in fan_ins]
     means = np.array([seeds.mean() for seeds in shares])
     with canvas.picture(path, 6.5, 4.2) as figure:
+        figure.suptitle(canvas.text(title), fontsize=10, wrap=True)
         axes = figure.add_subplot(xlabel="fan-in K", ylabel="top-1 of the test images, %")
         x = np.repeat(fan_ins, [len(seeds) for seeds in shares])
         dots = axes.scatter(x, np.concatenate(shares), s=16, facecolor="white", zorder=4, edgecolor=canvas.SERIES[0])
