@@ -21,7 +21,7 @@ from absl import flags
 
 from benchmarks import times
 from benchmarks.traffic import by_theory, wide_bytes
-from gated_resnext import errors
+from gated_resnext import errors, markdown
 from gated_resnext.architecture import Architecture
 from gated_resnext.recipes import RECIPES
 
@@ -48,21 +48,21 @@ def main(argv: list[str]) -> None:
     about |= {"copy_bytes_per_s": limit["copy"], "product_flop_per_s": limit["product"]}
     print(
         f"{jax.devices()[0].device_kind}, JAX {jax.__version__}: {limit['copy'] / 1e9:.0f} GB/s, "
-        f"{limit['product'] / 1e12:.2f} TFLOP/s in bfloat16\n\n| one module, forward and backward | ms |\n|---|---|"
+        f"{limit['product'] / 1e12:.2f} TFLOP/s in bfloat16\n"
     )
+    print(*markdown.table(["one module, forward and backward", "ms"], []), sep="\n")
     rows = []
     networks = [(int(depth), int(width)) for depth, width in (network.split("-") for network in NETWORKS.value)]
     ways = _two_ways()
     for width in dict.fromkeys(width for _, width in networks):
         ways |= _convolutions(width)
     for name, seconds in ways.items():
-        print(f"| {name} | {1e3 * statistics.median(seconds):.3f} |", flush=True)
+        print(markdown.row([name, f"{1e3 * statistics.median(seconds):.3f}"]), flush=True)
         rows.append(times.Times(f"one module, {name}", seconds))
     times.save(rows, about)  # and again after each network: a machine that is lent may go at any time
-    print(
-        f"\n| network, batch {BATCH.value}, {PRECISION.value} | images/s | of the matrix rate | of the bandwidth, by "
-        f"{by_theory()} wide passes a module | to compile, s |\n|---|---|---|---|---|"
-    )
+    head = [f"network, batch {BATCH.value}, {PRECISION.value}", "images/s", "of the matrix rate"]
+    head += [f"of the bandwidth, by {by_theory()} wide passes a module", "to compile, s"]
+    print("", *markdown.table(head, []), sep="\n")
     for depth, width in networks:
         for kind, fields in KINDS.items():
             arch = Architecture(
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
             cells = [f"{{{depth},{width},8}}, {kind}", f"{BATCH.value / step:,.0f}"]
             cells += [f"{100 * operations / limit['product']:.1f} %"]
             cells += ["" if arch.aggregation == "shared" else f"{100 * by_theory() * wide / limit['copy']:.0f} %"]
-            print("| " + " | ".join([*cells, f"{compiling:.0f}"]) + " |", flush=True)
+            print(markdown.row([*cells, f"{compiling:.0f}"]), flush=True)
             rows.append(times.Times(f"{cells[0]}, train", seconds, {"loops": STEPS.value}))
             times.save(rows, about)
 

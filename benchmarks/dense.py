@@ -19,7 +19,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks import report
-from gated_resnext import errors, recipes
+from gated_resnext import errors, markdown, recipes
 from gated_resnext.dense_wiring import DenseWiring
 
 DATASET = flags.DEFINE_string("dataset", "optical_digits", "Data set of the zoo.")
@@ -53,18 +53,17 @@ def main(argv: list[str]) -> None:
         f"{DATASET.value}, {images.size:,} training and {len(images):,} test images, {recipe.epochs:g} epochs, "
         f"{report.described(report.machine())}.",
         "",
-        "| " + " | ".join(head) + " |",
-        "|---" * len(head) + "|",
     ]
+    rows = []
     for name, kind in kinds.items():
-        rows = [found[kind, seed] for seed in range(SEEDS.value)]
-        top1 = [100 * row["top1"] for row in rows]
+        runs = [found[kind, seed] for seed in range(SEEDS.value)]
+        top1 = [100 * run["top1"] for run in runs]
         cells = [name, f"{statistics.mean(top1):.2f} ± {statistics.stdev(top1):.2f}"]
-        cells += [", ".join(f"{value:.2f}" for value in top1), f"{rows[0]['parameters']:,}"]
-        cells += [", ".join(f"{row['pruned']:,}" for row in rows), ", ".join(row["layers"] for row in rows)]
-        cells += [", ".join(filter(None, (row["entropy"] for row in rows)))]
-        lines.append("| " + " | ".join(cells) + " |")
-    report.publish(MARKDOWN.value, "dense", "\n".join(lines))
+        cells += [", ".join(f"{value:.2f}" for value in top1), f"{runs[0]['parameters']:,}"]
+        cells += [", ".join(f"{run['pruned']:,}" for run in runs), ", ".join(run["layers"] for run in runs)]
+        cells += [", ".join(filter(None, (run["entropy"] for run in runs)))]
+        rows.append(cells)
+    report.publish(MARKDOWN.value, "dense", "\n".join([*lines, *markdown.table(head, rows)]))
 
 
 def _images(recipe: recipes.Recipe) -> Any:

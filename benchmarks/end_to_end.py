@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from absl import app, flags
 
 from benchmarks import report
-from gated_resnext import files
+from gated_resnext import files, markdown
 
 ARCHIVES = flags.DEFINE_string("archives", None, "Folder of the two archives of Mini-ImageNet.", required=True)
 ENTRIES = flags.DEFINE_list(
@@ -131,8 +131,8 @@ def main(argv: list[str]) -> None:
     if not data.exists():
         make_data_sets(data)
     print(f"{report.described(report.machine())}.\n")
-    print("| network | train, s | export, s | peak memory, GiB | parameters | form: max difference |")
-    print("|---" * 6 + "|")
+    head = ["network", "train, s", "export, s", "peak memory, GiB", "parameters", "form: max difference"]
+    print(*markdown.table(head, []), sep="\n")
     for entry in ENTRIES.value:
         file = work / f"{entry}.json"
         file.write_text(json.dumps(recipe("imagenet" if entry.startswith("imagenet") else "mini_imagenet")))
@@ -148,7 +148,8 @@ def main(argv: list[str]) -> None:
         forms = ", ".join(f"{check['form']}: {check['max_difference']:.1e}" for check in found["checks"])
         peak = max(train_gib, export_gib)
         sizes = f"{found['parameters']:,} -> {found['parameters_pruned']:,}"
-        print(f"| {entry} | {train_s:.0f} | {export_s:.0f} | {peak:.1f} | {sizes} | {forms} |", flush=True)
+        cells = [entry, f"{train_s:.0f}", f"{export_s:.0f}", f"{peak:.1f}", sizes, forms]
+        print(markdown.row(cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks import times
-from gated_resnext import errors
+from gated_resnext import errors, markdown
 
 ENTRIES = flags.DEFINE_list(
     "entries", ["cifar10_20_4_8_k1", "cifar100_29_8_8_k1", "cifar100_29_64_8_k1"], "Networks of the zoo."
@@ -129,22 +129,23 @@ def _markdown(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [f"{machine['cores']} cores of {machine['processor']}, {machine['system']}, {versions}", ""]
     head = ["network", "batch", *(f"{slow} / {fast}" for slow, fast in RATIOS), *(f"{form}, ms" for form in FORMS)]
-    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for network in result["networks"]:
         for batch, taken in network["ms"].items():
             cells = [f"`{network['name']}` ({network['wiring']} wiring)", str(batch)]
             cells += [f"{latency.ratio(taken[slow], taken[fast]):.2f}" for slow, fast in RATIOS]
             cells += [f"{statistics.median(taken[form]):.3g}" for form in FORMS]
-            lines.append("| " + " | ".join(cells) + " |")
+            rows.append(cells)
+    lines += [*markdown.table(head, rows), ""]
     head = ["network", "blocks", "form", "parameters", "multiply-adds", "bytes"]
-    lines += ["", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for network in result["networks"]:
         for form in FORMS:
             parameters, products = network["counts"][form.removesuffix("_tflite")]
             cells = [f"`{network['name']}`", " ".join(map(str, network["blocks"])), form]
             cells += [f"{parameters:,}", f"{products:,}", f"{network['bytes'][form]:,}"]
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            rows.append(cells)
+    return "\n".join([*lines, *markdown.table(head, rows)])
 
 
 if __name__ == "__main__":

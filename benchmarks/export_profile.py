@@ -18,7 +18,7 @@ from absl import flags
 
 from benchmarks import export_latency as latency_of
 from benchmarks import report
-from gated_resnext import errors
+from gated_resnext import errors, markdown
 
 ENTRY = flags.DEFINE_string("entry", "cifar10_20_4_8_k1", "Network of the zoo.")
 BATCH = flags.DEFINE_integer("batch", 64, "Images of a call.", lower_bound=1)
@@ -45,13 +45,13 @@ def main(argv: list[str]) -> None:
         rounds = [{name: call() for name, call in calls.items()} for _ in range(latency_of.ROUNDS.value + 2)][2:]
     kinds = sorted({kind for taken in rounds for ops in taken.values() for kind in ops})
     print(f"{report.described(report.machine())}. {ENTRY.value} ({wiring} wiring), batch {BATCH.value}, one thread.\n")
-    print("| operation | compact: ms | number | resnext: ms | number |\n|---|---|---|---|---|")
     rows = [(kind, *(_median(rounds, name, kind) for name in calls)) for kind in kinds]
-    for kind, (a, m), (b, n) in sorted(rows, key=lambda row: -row[1][0])[:10]:
-        print(f"| {kind} | {a:.2f} | {m} | {b:.2f} | {n} |")
+    slowest = sorted(rows, key=lambda row: -row[1][0])[:10]
+    cells = [[kind, f"{a:.2f}", m, f"{b:.2f}", n] for kind, (a, m), (b, n) in slowest]
     totals = [sum(row[column][0] for row in rows) for column in (1, 2)]
     numbers = [sum(row[column][1] for row in rows) for column in (1, 2)]
-    print(f"| all | {totals[0]:.2f} | {numbers[0]} | {totals[1]:.2f} | {numbers[1]} |")
+    cells.append(["all", f"{totals[0]:.2f}", numbers[0], f"{totals[1]:.2f}", numbers[1]])
+    print(*markdown.table(["operation", "compact: ms", "number", "resnext: ms", "number"], cells), sep="\n")
 
 
 def _median(rounds: list[dict[str, Any]], name: str, kind: str) -> tuple[float, int]:

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks import report
-from gated_resnext import errors, recipes, zoo
+from gated_resnext import errors, markdown, recipes, zoo
 from gated_resnext.datasets.table import DATASETS
 from gated_resnext.errors import UserError
 
@@ -129,16 +129,16 @@ def agreement(rows: np.ndarray) -> float:
 
 def _table(sums: dict[tuple[int, str], np.ndarray], model: Any) -> str:
     head = ["module", "rows of the gates", *(f"gradient, {name}" for name in PARTS), "size of shortcut / residual"]
-    lines = [f"{ENTRY.value}, {STEPS.value} steps of {BATCH.value} images, seed {SEED.value}. "]
-    lines[0] += f"{report.described(report.machine())}."
-    lines += ["", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    about = f"{ENTRY.value}, {STEPS.value} steps of {BATCH.value} images, seed {SEED.value}. "
+    about += f"{report.described(report.machine())}."
+    modules = []
     for number, gate in enumerate(model.real_gates(), start=2):
         found = [sums.get((number, name)) for name in PARTS]
         cells = [f"{number}", *("" if rows is None else f"{agreement(rows):.2f}" for rows in (gate, *found))]
         sizes = [0.0 if rows is None else float(np.linalg.norm(rows - rows.mean(1, keepdims=True))) for rows in found]
         cells += [f"{sizes[1] / sizes[2]:.2f}" if sizes[2] else ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        modules.append(cells)
+    return "\n".join([about, "", *markdown.table(head, modules)])
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from absl import flags
 from benchmarks import report
 from export import latency
 from gated_resnext import errors
+from gated_resnext import markdown as tables
 
 BATCH = flags.DEFINE_integer("batch", 32, "Images.", lower_bound=1)
 ROUNDS = flags.DEFINE_integer("rounds", 25, "Turns.", lower_bound=1)
@@ -121,17 +122,12 @@ def times(batch: int, rounds: int) -> dict[str, list[float]]:
 def markdown(seconds: dict[str, list[float]]) -> str:
     """The median times, and what each form takes of ours."""
     ours = seconds[OURS]
-    lines = [
-        f"{report.described(report.machine())}. {len(ours)} turns.",
-        "",
-        "| form | ms | of ours |",
-        "|---|---|---|",
-        *(
-            f"| {name} | {1e3 * statistics.median(spent):.2f} | {latency.ratio(spent, ours):.2f} |"
-            for name, spent in seconds.items()
-        ),
+    rows = [
+        [name, f"{1e3 * statistics.median(spent):.2f}", f"{latency.ratio(spent, ours):.2f}"]
+        for name, spent in seconds.items()
     ]
-    return "\n".join(lines)
+    lines = [f"{report.described(report.machine())}. {len(ours)} turns.", ""]
+    return "\n".join([*lines, *tables.table(["form", "ms", "of ours"], rows)])
 
 
 if __name__ == "__main__":

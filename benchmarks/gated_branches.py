@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 
 from benchmarks import report
-from gated_resnext import errors
+from gated_resnext import errors, markdown
 from gated_resnext.memory import keep_freed_memory
 
 DATASET = flags.DEFINE_enum("dataset", "optical_digits", ["optical_digits", "cifar10"], "What to learn.")
@@ -158,9 +158,8 @@ def main(argv: list[str]) -> None:
         f"{DATASET.value}: {len(train[0]):,} training and {len(test[0]):,} test images, {SEEDS.value} seeds, "
         f"{' + '.join(EPOCHS.value)} epochs. {report.described(report.machine())}.",
         "",
-        "| " + " | ".join(HEAD) + " |",
-        "|---" * len(HEAD) + "|",
     ]
+    rows = []
     for wiring in wirings:
         runs = []
         for seed in range(SEEDS.value):
@@ -168,7 +167,8 @@ def main(argv: list[str]) -> None:
             runs.append(trained(wiring, train, test, seed=seed))
             took = time.perf_counter() - start
             print(f"{wiring}, seed {seed}: {runs[-1]['top1']:.2f} %, {took:.0f} s", file=sys.stderr, flush=True)
-        lines.append("| " + " | ".join(_cells(wiring, runs)) + " |")
+        rows.append(_cells(wiring, runs))
+    lines += markdown.table(HEAD, rows)
     report.publish(MARKDOWN.value, f"gated branches on {DATASET.value}", "\n".join(lines))
 
 

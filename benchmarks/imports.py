@@ -12,7 +12,7 @@ import sys
 from absl import flags
 
 from benchmarks import report
-from gated_resnext import errors
+from gated_resnext import errors, markdown
 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each.", lower_bound=1)
 MARKDOWN = flags.DEFINE_string("markdown", "-", "File whose part between the benchmark's comments is replaced.")
@@ -36,13 +36,9 @@ def main(argv: list[str]) -> None:
             command = [sys.executable, "-c", TIMED.format(program)]
             found = subprocess.run(command, check=True, capture_output=True, text=True)
             times[name].append(float(found.stdout.splitlines()[-1]))
-    lines = [
-        f"{report.described(report.machine())}. Medians of {ROUNDS.value} turns.",
-        "",
-        "| import | seconds |",
-        "|---|---|",
-    ]
-    lines += [f"| {name} | {statistics.median(found):.3f} |" for name, found in times.items()]
+    rows = [(name, f"{statistics.median(found):.3f}") for name, found in times.items()]
+    lines = [f"{report.described(report.machine())}. Medians of {ROUNDS.value} turns.", ""]
+    lines += markdown.table(["import", "seconds"], rows)
     report.publish(MARKDOWN.value, "imports", "\n".join(lines))
 
 

@@ -17,7 +17,7 @@ from absl import flags
 from benchmarks import report
 from benchmarks.sides import Side
 from export import latency
-from gated_resnext import errors
+from gated_resnext import errors, markdown
 
 DATASETS = flags.DEFINE_list("datasets", ["cifar10"], "Data sets of the zoo.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of tensorflow-datasets.")
@@ -35,10 +35,8 @@ def main(argv: list[str]) -> None:
     spec: dict[str, Any] = {"side": "ours", "kind": "full", "depth": 20, "width": 4, "fan_in": 8, "batch": 64}
     side = Side(spec)
     lines = [f"{report.described(report.machine())}. {ROUNDS.value} turns of {STEPS.value} batches.", ""]
-    lines += [
-        "| data set | batch | data alone, images/s | a training takes, images/s | ratio |",
-        "|---|---|---|---|---|",
-    ]
+    head = ["data set", "batch", "data alone, images/s", "a training takes, images/s", "ratio"]
+    rows = []
     for name in DATASETS.value:
         recipe = RECIPES[TABLE[name].recipe]
         images = Images(name, recipe, DATA_DIR.value, TABLE[name].input_shape)
@@ -48,9 +46,9 @@ def main(argv: list[str]) -> None:
             trained.append(spec["batch"] / side.take("train", 3))
         cells = [name, recipe.batch_size, f"{statistics.median(taken):,.0f}", f"{statistics.median(trained):,.0f}"]
         cells.append(f"{latency.ratio(taken, trained):.1f}")
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        rows.append(cells)
     side.close()
-    report.publish(MARKDOWN.value, "input pipeline", "\n".join(lines))
+    report.publish(MARKDOWN.value, "input pipeline", "\n".join([*lines, *markdown.table(head, rows)]))
 
 
 def _seconds(images: Any, turn: int) -> float:

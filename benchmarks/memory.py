@@ -15,7 +15,7 @@ from absl import flags
 from benchmarks import report
 from benchmarks.sides import Side
 from benchmarks.steps import architecture
-from gated_resnext import errors
+from gated_resnext import errors, markdown
 from gated_resnext.architecture import Architecture
 
 BATCHES = flags.DEFINE_list("small_batches", ["16", "32", "64", "128"], "Images a step of {20,4,8}, K = 4, learned.")
@@ -56,17 +56,18 @@ def main(argv: list[str]) -> None:
     if LARGE.value:
         lines += ["", *_measured({"entry": ENTRY.value}, f"`{ENTRY.value}`", list(map(int, LARGE.value)))]
     head = [f"`{ENTRY.value}`, GiB by the account", *WAYS]
-    lines += ["", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     arch = architecture({"entry": ENTRY.value})
-    for batch in map(int, DEVICE.value):
-        cells = [f"batch {batch}", *(f"{account(arch, batch, **way) / 2**30:.1f}" for way in WAYS.values())]
-        lines.append("| " + " | ".join(cells) + " |")
+    rows = [
+        [f"batch {batch}", *(f"{account(arch, batch, **way) / 2**30:.1f}" for way in WAYS.values())]
+        for batch in map(int, DEVICE.value)
+    ]
+    lines += ["", *markdown.table(head, rows)]
     report.publish(MARKDOWN.value, "memory", "\n".join(lines))
 
 
 def _measured(network: dict[str, Any], name: str, batches: list[int]) -> list[str]:
     head = [f"{name}, GiB measured (by the account)", *WAYS]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for batch in batches:
         cells = [f"batch {batch}"]
         for way in WAYS.values():
@@ -77,8 +78,8 @@ def _measured(network: dict[str, Any], name: str, batches: list[int]) -> list[st
             taken = (side.peak - side.before) / 2**30
             cells.append(f"{taken:.2f} ({account(architecture(spec), batch, **way) / 2**30:.2f})")
             print(f"{name}, batch {batch}, {way}: {seconds[1]:.1f} s a step", file=sys.stderr, flush=True)
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        rows.append(cells)
+    return markdown.table(head, rows)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from benchmarks.steps import architecture
 from benchmarks.traffic import by_theory, wide_bytes
 from export import latency
 from gated_resnext import errors
+from gated_resnext import markdown as tables
 
 NETWORKS = flags.DEFINE_list(
     "networks", ["8-4", "20-4", "29-8", "29-64"], "Depth-width of the networks, 8 blocks a module; 8 is two modules."
@@ -139,7 +140,7 @@ def markdown(result: dict[str, Any]) -> str:
 def _network_table(row: dict[str, Any], limits: dict[str, float]) -> list[str]:
     head = [f"{{{row['network'].replace('-', ',')},8}}, batch {row['batch']}"]
     head += ["training, images/s", "of the matrix rate", "of the bandwidth", "inference, images/s", "peak memory, GiB"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for name, taken in row["seconds"]["train"].items():
         step, call = statistics.median(taken), statistics.median(row["seconds"]["infer"][name])
         spec = row["specs"][name]
@@ -148,8 +149,8 @@ def _network_table(row: dict[str, Any], limits: dict[str, float]) -> list[str]:
         cells = [name, f"{row['batch'] / step:.1f}", f"{100 * operations / limits['product']:.0f} %"]
         cells += [_of_the_bandwidth(spec, blocks, row["batch"], step, limits)]
         cells += [f"{row['batch'] / call:.1f}", f"{row['peak'][name] / 2**30:.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        rows.append(cells)
+    return tables.table(head, rows)
 
 
 def _of_the_bandwidth(
@@ -173,7 +174,6 @@ def _blocks(spec: dict[str, Any]) -> Sequence[int]:
 def _ratios(row: dict[str, Any]) -> list[str]:
     """What a step costs beside another, above 1 where the first is slower; of the peer, its fastest form."""
     train = row["seconds"]["train"]
-    lines = ["| ratio of training steps | |", "|---|---|"]
     pairs: list[tuple[str | None, str]] = [
         ("learned K=4", "frozen K=4"),
         ("learned K=1", "learned K=4"),
@@ -183,10 +183,12 @@ def _ratios(row: dict[str, Any]) -> list[str]:
     pairs += [(name, f"{name}, bfloat16") for name in ("learned K=4", "full")]
     pairs += [(_fastest(train, f"torch {name} ("), name) for name in ("learned K=4", "frozen K=4", "full")]
     pairs += [(_fastest(train, "torch full, one norm ("), "full")]
-    for slow, fast in pairs:
-        if slow in train and fast in train:
-            lines.append(f"| {slow} / {fast} | {latency.ratio(train[slow], train[fast]):.2f} |")
-    return lines
+    rows = [
+        [f"{slow} / {fast}", f"{latency.ratio(train[slow], train[fast]):.2f}"]
+        for slow, fast in pairs
+        if slow in train and fast in train
+    ]
+    return tables.table(["ratio of training steps", ""], rows)
 
 
 def _fastest(taken: dict[str, list[float]], beginning: str) -> str | None:

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from benchmarks import report
-from gated_resnext import errors, recipes, zoo
+from gated_resnext import errors, markdown, recipes, zoo
 from gated_resnext.workdir import Run
 
 SEEDS = flags.DEFINE_integer("seeds", 3, "Trainings of each, with the seeds from 0 on.", lower_bound=2)
@@ -43,8 +43,7 @@ def main(argv: list[str]) -> None:
         "pruned",
         "wired weights: mean ± std, least to most",
     ]
-    lines = [f"{recipe.epochs:g} epochs, {report.described(report.machine())}.", ""]
-    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for network in networks:
         results = [found[network, seed] for seed in range(SEEDS.value)]
         top1 = [100 * result["top1"] for result in results]
@@ -53,7 +52,8 @@ def main(argv: list[str]) -> None:
         cells += [", ".join(f"{result['parameters_pruned']:,}" for result in results)]
         weights = np.concatenate([result["weights"] for result in results])
         cells += [f"{weights.mean():.2f} ± {weights.std():.2f}, {weights.min():.2f} to {weights.max():.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
+    lines = [f"{recipe.epochs:g} epochs, {report.described(report.machine())}.", "", *markdown.table(head, rows)]
     report.publish(MARKDOWN.value, "weighted", "\n".join(lines))
 
 

@@ -17,6 +17,7 @@ from absl import flags
 from benchmarks import report
 from benchmarks.traffic import THEORY
 from gated_resnext import errors
+from gated_resnext import markdown as tables
 
 MARKDOWN = flags.DEFINE_string("markdown", "-", "File whose part between the benchmark's comments is replaced.")
 
@@ -102,17 +103,16 @@ def _part(tensor: Any, before: Any, wide: int) -> float:
 
 def markdown(found: dict[str, dict[str, tuple[float, float]]]) -> str:
     """Both tables."""
-    lines = ["| pass | operation | wide read | wide written | why |", "|---|---|---|---|---|"]
-    lines += [f"| {when} | {what} | {read} | {wrote} | {why} |" for when, what, read, wrote, why in THEORY]
-    total = sum(row[2] + row[3] for row in THEORY)
-    lines += [f"| | all | {sum(row[2] for row in THEORY)} | {sum(row[3] for row in THEORY)} | {total} in all |", ""]
+    read, wrote = sum(row[2] for row in THEORY), sum(row[3] for row in THEORY)
+    theory = [*THEORY, ("", "all", read, wrote, f"{read + wrote} in all")]
+    lines = [*tables.table(["pass", "operation", "wide read", "wide written", "why"], theory), ""]
     head = ["operation in TensorFlow's graph", *(f"{name}: read, written" for name in found)]
-    lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for kind in sorted({kind for counts in found.values() for kind in counts}):
-        cells = [" , ".join(f"{value:.3g}" for value in counts.get(kind, (0, 0))) for counts in found.values()]
-        lines.append(f"| {kind} | " + " | ".join(cell.replace(" ,", ",") for cell in cells) + " |")
-    sums = [f"{sum(sum(counts) for counts in of.values()):.3g} in all" for of in found.values()]
-    return "\n".join([*lines, "| all | " + " | ".join(sums) + " |"])
+    rows = [
+        [kind, *(", ".join(f"{value:.3g}" for value in counts.get(kind, (0, 0))) for counts in found.values())]
+        for kind in sorted({kind for counts in found.values() for kind in counts})
+    ]
+    rows.append(["all", *(f"{sum(sum(counts) for counts in of.values()):.3g} in all" for of in found.values())])
+    return "\n".join([*lines, *tables.table(head, rows)])
 
 
 if __name__ == "__main__":

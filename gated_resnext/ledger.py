@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from gated_resnext import markdown as tables
 from gated_resnext import versions
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.experiments import Experiment, Row
@@ -139,11 +140,11 @@ def table(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome])
     """The rows alone: the paper's beside ours."""
     columns = ["network", "connectivity", "K", "paper: top-1", "here: top-1", "seeds", "paper: parameters, M"]
     columns += ["parameters", "pruned", "epochs", "gate entropy, nats", "seconds a run"]
-    lines = [_line(columns), "|---" * len(columns) + "|"]
+    rows = []
     for row in experiment.rows:
         ended = [one for one in outcomes if one.row.name == row.name]
-        lines.append(_line([*_of_paper(row, experiment), *_measured(row, setting, ended)]))
-    return "\n".join(lines)
+        rows.append([*_of_paper(row, experiment), *_measured(row, setting, ended)])
+    return "\n".join(tables.table(columns, rows))
 
 
 def picture(
@@ -297,10 +298,6 @@ def _how(result: dict[str, Any], setting: Setting, outcomes: Sequence[Outcome]) 
 # A row
 
 
-def _line(cells: Iterable[object]) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
 def _of_paper(row: Row, experiment: Experiment) -> list[str]:
     """Network, connectivity, K and what the paper says of its accuracy."""
     real = row.architecture.gates == "real"
@@ -378,8 +375,7 @@ def _differences(experiment: Experiment, by_row: dict[str, list[Outcome]]) -> It
 def _active_blocks(experiment: Experiment, by_row: dict[str, list[Outcome]]) -> Iterable[str]:
     """Of every row, and of random wirings with its K, which show what was learned and what the depth alone does."""
     modules = experiment.rows[0].architecture.modules
-    yield _line(["network", *range(1, modules + 1)])
-    yield "|---" * (modules + 1) + "|"
+    yield from tables.table(["network", *range(1, modules + 1)], [])
     for row in experiment.rows:
         counts = [one.result["active_blocks"] for one in by_row[row.name] if one.result]
         shape = row.architecture
@@ -389,4 +385,4 @@ def _active_blocks(experiment: Experiment, by_row: dict[str, list[Outcome]]) -> 
         ]
         for name, rows in ((f"`{row.name}`", counts), (f"random, K = {shape.fan_in}, {DRAWN} wirings", drawn)):
             if rows:
-                yield _line([name, *(f"{statistics.fmean(module):.2f}" for module in zip(*rows, strict=True))])
+                yield tables.row([name, *(f"{statistics.fmean(module):.2f}" for module in zip(*rows, strict=True))])

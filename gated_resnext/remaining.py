@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from gated_resnext import experiments, zoo
+from gated_resnext import experiments, markdown, zoo
 from gated_resnext.datasets.table import DATASETS
 from gated_resnext.recipes import RECIPES
 from gated_resnext.reproduction import chosen
@@ -124,15 +124,15 @@ def _section(part: Part, names: list[str]) -> Iterator[str]:
     yield f"## {part.title}\n"
     if part.note:
         yield f"{part.note}\n"
-    yield "| network | here so far | multiply-adds, 10^15 | hours, from the card |"
-    yield "|---|---|---|---|"
+    rows = []
     for name in names:
         card = zoo.card(name)
         so_far = hours = ""
         if card:
             so_far = f"{100 * card['top1']:.2f} % after {card['epochs']:g} of {card['schedule_epochs']:g} epochs"
             hours = f"{card['seconds'] * card['schedule_epochs'] / card['epochs'] / 3600:.3g} ({card['hardware']})"
-        yield f"| `{name}` | {so_far} | {multiply_adds(name) / 1e15:.3g} | {hours} |"
+        rows.append([f"`{name}`", so_far, f"{multiply_adds(name) / 1e15:.3g}", hours])
+    yield from markdown.table(["network", "here so far", "multiply-adds, 10^15", "hours, from the card"], rows)
     yield f"\n```bash\n{part.command}"
     for name in names:
         if not done(zoo.card(name)):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import zoo
 from gated_resnext import files
+from gated_resnext import markdown as tables
 from gated_resnext.architecture import Architecture
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.datasets.table import DATASETS
@@ -222,7 +223,7 @@ def markdown(pattern: str = "*") -> str:
     """The zoo as a Markdown table: what the paper reports beside what was measured here, blank where nothing was."""
     head = ["network", "wiring", "parameters", "paper: top-1", "paper: pruned, M"]
     head += ["here: top-1", "here: pruned", "here: epochs"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    rows = []
     for name in names(pattern):
         row, paper, measured = entry(name), entry(name).paper, card(name)
         wiring = {"full": "full (ResNeXt)", "random": f"random, K = {row.fan_in}"}.get(row.wiring, f"K = {row.fan_in}")
@@ -233,8 +234,8 @@ def markdown(pattern: str = "*") -> str:
             cells += [f"{100 * measured['top1']:.2f}", f"{measured['parameters_pruned']:,}", of]
         else:
             cells += ["", "", ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return "\n".join(tables.table(head, rows))
 
 
 def _accuracy(paper: Paper | None) -> str:
