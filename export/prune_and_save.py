@@ -2,6 +2,7 @@
 
     python -m export.prune_and_save --workdir=runs/digits_11_4_4_k1 --output=models
     python -m export.prune_and_save --entry=digits_11_4_4_k1 --output=models --formats=tflite
+    python -m export.prune_and_save --model=odd_or_even.keras --image_folder=photos --output=models
 
 Writes the next version of the network, <output>/<entry>/1, then 2 and so on, with a SavedModel, model.tflite and
 receipt.json, after checking on real test images that each file computes what the trained network does. Beside the
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training.")
 ENTRY = flags.DEFINE_string("entry", None, "Network of the zoo with published weights, instead of a workdir.")
+MODEL = flags.DEFINE_string("model", None, "File of a trained network, .keras, instead; with images of its classes.")
 OUTPUT = flags.DEFINE_string("output", "models", "Folder to write <entry>/<version>/ into.")
 FORMATS = flags.DEFINE_list(
     "formats",
@@ -36,8 +38,11 @@ FORMATS = flags.DEFINE_list(
     allow_overwrite=False,
 )
 IMAGE_FOLDER = flags.DEFINE_string(
-    "image_folder", None, "Where the images of --workdir are now, if it was trained on a folder that is elsewhere."
+    "image_folder",
+    None,
+    "Folder of images to check --model on; or where those of --workdir are now, if it was trained on another folder.",
 )
+DATASET = flags.DEFINE_string("dataset", None, "Data set of the images to check --model on.")
 MAX_TOP1_DROP = flags.DEFINE_float("max_top1_drop", 0.5, "Points of top-1 that a quantised format may lose.")
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of tensorflow-datasets. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
@@ -63,16 +68,34 @@ NOISE = flags.DEFINE_bool("noise", False, "Check on random pixels, where the dat
 
 def main(argv: list[str]) -> None:
     del argv
-    errors.check_given(WORKDIR, ENTRY, OUTPUT, DATA_DIR, IMAGE_FOLDER)
-    if (WORKDIR.value is None) == (ENTRY.value is None):
+    errors.check_given(WORKDIR, ENTRY, MODEL, OUTPUT, DATA_DIR, IMAGE_FOLDER, DATASET)
+    sources = [flag for flag in (WORKDIR, ENTRY, MODEL) if flag.value is not None]
+    if len(sources) != 1:
         raise errors.UserError(
-            "give one of --workdir=FOLDER (a training of yours) and --entry=NAME (published weights)"
+            "give one of --workdir=FOLDER (a training of yours), --entry=NAME (published weights) and "
+            "--model=FILE.keras"
         )
-    if IMAGE_FOLDER.value is not None and WORKDIR.value is None:
-        raise errors.UserError("--image_folder goes with --workdir: an entry was trained on a data set by name")
+    if IMAGE_FOLDER.value is not None and ENTRY.value is not None:
+        raise errors.UserError(
+            "--image_folder goes with --workdir and --model: an entry was trained on a data set by name"
+        )
+    if DATASET.value is not None and (MODEL.value is None or IMAGE_FOLDER.value is not None):
+        raise errors.UserError("--dataset goes with --model, in the place of --image_folder")
+    dataset: str | None
     if ENTRY.value is not None:
         name, dataset = ENTRY.value, zoo.entry(ENTRY.value).dataset
         recipe = recipes.RECIPES[DATASETS[dataset].recipe]
+    elif MODEL.value is not None:
+        name, dataset = pathlib.PurePath(MODEL.value).stem, DATASET.value
+        if IMAGE_FOLDER.value is not None:
+            dataset = of_folder(IMAGE_FOLDER.value)
+        if dataset is None and not NOISE.value:
+            raise errors.UserError(
+                "--model goes with --image_folder=FOLDER or --dataset=NAME, images of its classes to check the files "
+                "on, or with --noise"
+            )
+        # Without images nobody knows how a picture becomes pixels, which a recipe of small images does not say.
+        recipe = recipes.RECIPES["cifar"] if dataset is None else trained.recipe_for(dataset, DATA_DIR.value)
     else:
         run = trained.finished(WORKDIR.value)
         name, dataset, recipe = run.entry, run.dataset, run.recipe
@@ -93,12 +116,15 @@ def main(argv: list[str]) -> None:
     _check_noise(formats, methods)
     if ENTRY.value is not None:
         model, said = zoo.load(name, "published"), zoo.card(name) or {}
+    elif MODEL.value is not None:
+        model, said = trained.model_of(MODEL.value), {}
     else:
         folder = pathlib.Path(WORKDIR.value).expanduser()
         model, said = trained.network_of(folder), files.read_fields(folder / "result.json")
     shape, classes = model.input_shape[1:], model.output_shape[-1]
     labels = _labels(said, name, classes)
     network = trained.Trained(name, name, model.predict_on_batch, shape, classes, labels, dataset, recipe.test_resize)
+    network = network._replace(digest=said.get("images_digest"))
     resize = said.get("resize")
     probe, preprocessing, images = _probe(network, dataset, recipe, shape, resize)
     shipped = shipping.ship(
@@ -167,7 +193,7 @@ def _compressed(model: Any, method: str, images: Images | None) -> bytes:
 
 
 def _probe(
-    network: trained.Trained, dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int], resize: Any
+    network: trained.Trained, dataset: str | None, recipe: recipes.Recipe, shape: tuple[int, int, int], resize: Any
 ) -> tuple[Probe, Preprocessing | None, Images | None]:
     """What to check on, how a picture becomes the network's pixels, and the data set, unless it is random pixels."""
     from export.formats import FORMATS as known
@@ -177,11 +203,16 @@ def _probe(
     if NOISE.value:
         preprocessing = _preprocessing(dataset, recipe, shape, resize)
         return _noise(count or 1000, shape, preprocessing), preprocessing, None
+    assert dataset is not None  # without images there is but noise
     images = _images(network, dataset, recipe, shape)
     pixels, classes = images.test_batch(count or len(images))
     samples = images.samples(SAMPLES) if any(known[name].measures for name in FORMATS.value) else None
     pictures = images.pictures(min(BATCH, len(pixels)), len(pixels))
-    probe = Probe(pixels, classes, f"test images of {dataset}", samples, pictures)
+    origin = f"test images of {dataset}"
+    if note := trained.changed(network, images):
+        print(f"note: {note}", flush=True)
+        origin += ", which has changed since the training"
+    probe = Probe(pixels, classes, origin, samples, pictures)
     return probe, images.preprocessing, images
 
 
@@ -202,14 +233,14 @@ def _images(network: trained.Trained, dataset: str, recipe: recipes.Recipe, shap
 
 
 def _preprocessing(
-    dataset: str, recipe: recipes.Recipe, shape: tuple[int, int, int], resize: Any
+    dataset: str | None, recipe: recipes.Recipe, shape: tuple[int, int, int], resize: Any
 ) -> Preprocessing | None:
     """`Images.preprocessing` of a data set that is not at hand; None where nobody knows the size of its pictures."""
     from gated_resnext.preprocessing import Preprocessing
 
     if type(resize) is int and resize > 0:  # as the training wrote it down
         return Preprocessing(shape, resize)
-    info = DATASETS.get(dataset)
+    info = DATASETS.get(dataset or "")
     unknown = info is None and recipe.crop == "pad" and recipe.test_resize is None
     return None if unknown else Preprocessing.of(shape, recipe, info)
 

@@ -133,8 +133,7 @@ class ArrayImages:
             raise UserError(f"the images of {name} are {pixels.shape[1:]}. Received: a network of {self.input_shape}")
         if recipe.crop != "pad":
             raise UserError(f"arrays are trained on crops of the kind 'pad'. Received: a recipe of {recipe.crop!r}")
-        if len(pixels) < recipe.batch_size:
-            raise UserError(f"{name} has {len(pixels)} training images, fewer than the batch of {recipe.batch_size}")
+        recipe.check_enough(name, len(pixels))
 
     def __len__(self) -> int:
         """Number of test images."""

@@ -92,8 +92,7 @@ class Images:
         if 0 in self.input_shape:
             raise UserError(f"the images of {name} are of several sizes: give input_shape=(height, width, channels)")
         self.size, self.labels = self.source.sizes["train"], self.source.labels
-        if self.size < recipe.batch_size:
-            raise UserError(f"{name} has {self.size} training images, fewer than the batch of {recipe.batch_size}")
+        recipe.check_enough(name, self.size)
         wanted = "resized" if self.source.streamed else "pad"
         if recipe.crop != wanted:
             raise UserError(f"{name} is trained on crops of the kind {wanted!r}. Received: a recipe of {recipe.crop!r}")

@@ -2,6 +2,7 @@
 
     python -m gated_resnext.draw --workdir=runs/digits_11_4_4_k1 --output=wiring.svg
     python -m gated_resnext.draw --entry=cifar10_20_4_8_k1 --output=wiring.png
+    python -m gated_resnext.draw --model=odd_or_even.keras
     python -m gated_resnext.draw --what=active --workdir=runs/digits_11_4_4_k1,runs/digits_11_4_4_k2
     python -m gated_resnext.draw --what=gates --workdir=runs/digits_11_4_4_k1 --output=gates.gif
     python -m gated_resnext.draw --what=curves --workdir=runs/digits_11_4_4_k1 --entry=digits_11_4_4_k1
@@ -25,6 +26,7 @@ WHAT = flags.DEFINE_enum("what", "wiring", list(pictures.KINDS), "What to draw."
 ONCE = {"allow_overwrite": False}
 WORKDIR = flags.DEFINE_list("workdir", [], "Folders of trainings, with commas between them.", **ONCE)
 ENTRY = flags.DEFINE_list("entry", [], "Networks of the zoo with published weights, with commas between them.", **ONCE)
+MODEL = flags.DEFINE_list("model", [], "Files of trained networks, .keras, with commas between them.", **ONCE)
 OUTPUT = flags.DEFINE_string(
     "output",
     None,
@@ -37,9 +39,11 @@ OUTPUT = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
     del argv
     subjects = [*map(Subject.of_workdir, WORKDIR.value), *map(Subject.of_entry, ENTRY.value)]
+    subjects += map(Subject.of_file, MODEL.value)
     if not subjects:
         raise errors.UserError(
-            "give --workdir=FOLDER (a training of yours) or --entry=NAME (published weights), or several: A,B"
+            "give --workdir=FOLDER (a training of yours), --entry=NAME (published weights) or --model=FILE.keras, or "
+            "several: A,B"
         )
     default = pictures.KINDS[WHAT.value].default
     path = pathlib.Path(default if OUTPUT.value is None else OUTPUT.value).expanduser()

@@ -25,6 +25,7 @@ from gated_resnext.evaluation import Evaluation
 
 ENTRY = flags.DEFINE_string("entry", None, "Network of the zoo with published weights.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Or the folder of a finished training.")
+MODEL = flags.DEFINE_string("model", None, "Or a .keras file, with --dataset or --image_folder.")
 SAVED_MODEL = flags.DEFINE_string("saved_model", None, "Or a SavedModel folder or .tflite file, exported here or not.")
 DATASET = flags.DEFINE_string(
     "dataset", None, f"Images to try it on: {', '.join(DATASETS)} or any of tensorflow-datasets. Default: its own."
@@ -47,11 +48,11 @@ SHOWN = 5
 
 def main(argv: list[str]) -> None:
     del argv
-    sources = [flag for flag in (ENTRY, WORKDIR, SAVED_MODEL) if flag.value is not None]
+    sources = [flag for flag in (ENTRY, WORKDIR, MODEL, SAVED_MODEL) if flag.value is not None]
     if len(sources) != 1:
         raise errors.UserError(
-            "give one of --entry=NAME (published weights), --workdir=FOLDER (a training of yours) and "
-            f"--saved_model=PATH. Received: {', '.join(f'--{flag.name}' for flag in sources) or 'none'}"
+            "give one of --entry=NAME (published weights), --workdir=FOLDER (a training of yours), --model=FILE.keras "
+            f"and --saved_model=PATH. Received: {', '.join(f'--{flag.name}' for flag in sources) or 'none'}"
         )
     if DATASET.value and IMAGE_FOLDER.value:
         raise errors.UserError("give one of --dataset=NAME and --image_folder=FOLDER")
@@ -64,6 +65,8 @@ def main(argv: list[str]) -> None:
     from gated_resnext.progress import Count
 
     images = trained.images_for(network, dataset, DATA_DIR.value)
+    if dataset is None and (note := trained.changed(network, images)):
+        print(f"note: {note}")
     folder = pathlib.Path(OUTPUT.value).expanduser() if OUTPUT.value else None
     if folder:
         canvas.check()
@@ -84,6 +87,8 @@ def _network() -> trained.Trained:
         return trained.of_entry(ENTRY.value)
     if WORKDIR.value is not None:
         return trained.of_workdir(WORKDIR.value)
+    if MODEL.value is not None:
+        return trained.of_file(MODEL.value)
     return trained.of_saved_model(SAVED_MODEL.value, WHITE.value)
 
 

@@ -221,6 +221,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     Raises:
         UserError: if it is not there, is damaged, or holds another kind of model.
     """
+    path = os.path.expanduser(path)
     if not os.path.isfile(path):
         raise UserError(f"there is no file {path}")
     try:

@@ -15,6 +15,7 @@ from gated_resnext.errors import UserError
 from gated_resnext.evaluation import are_probabilities
 
 if TYPE_CHECKING:
+    from gated_resnext.architecture import Architecture
     from gated_resnext.model import GatedResNeXt
 
 
@@ -38,8 +39,8 @@ def preprocess_input(
         images: (n, height, width, channels), or a sequence of (height, width, channels) of different sizes, whole
             numbers or floats from 0 to 255. Of 4 channels the fourth, transparency, is dropped.
         network: an entry of the zoo, any Keras model of one image, or (height, width, channels).
-        resize: shorter side before the central crop; None for the entry's, which a network of the zoo's name and
-            input has too, else just large enough.
+        resize: shorter side before the central crop; None for the entry's, which a network of the zoo's name, input
+            and, unless it gives features, number of classes has too, else just large enough.
 
     Returns:
         (n, height, width, channels) uint8.
@@ -90,12 +91,18 @@ def _wanted(network: str | GatedResNeXt | Sequence[int], resize: int | None) -> 
         given: Any = network.input_shape[1:] if hasattr(network, "input_shape") else network
         sizes = tuple(given) if np.iterable(given) else ()
     name = getattr(network, "name", None)
-    if name in zoo.ENTRIES and sizes == zoo.architecture(name).input_shape:
+    if name in zoo.ENTRIES and _sees_as(zoo.architecture(name), network, sizes):
         return _of_entry(name, resize)
     if len(sizes) != 3 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
         raise UserError(f"expected an entry's name, a network or (height, width, channels). Received: {network!r}")
     height, width, channels = map(int, sizes)
     return (height, width, channels), resize or max(height, width)
+
+
+def _sees_as(own: Architecture, network: Any, sizes: tuple[int, ...]) -> bool:
+    """Whether a network of an entry's name takes the entry's pictures, not those of a classifier of one's own."""
+    features = not getattr(network, "include_top", True)
+    return sizes == own.input_shape and (features or network.output_shape[-1] == own.classes)
 
 
 def _of_entry(name: str, resize: int | None) -> tuple[tuple[int, int, int], int]:

@@ -178,6 +178,18 @@ class Recipe:
         """
         return dataclasses.replace(self, name=f"{self.name}, batches of {images}", batch_size=images)
 
+    def check_enough(self, name: str, images: int) -> None:
+        """Finds that the training images of a data set fill a batch.
+
+        Raises:
+            UserError: if they do not.
+        """
+        if images < self.batch_size:
+            raise UserError(
+                f"{name} has {images} training images, fewer than the batch of {self.batch_size}: take smaller ones, "
+                "by --batch_size=N or recipe.with_batch_size(N)"
+            )
+
     def steps(self, steps_per_epoch: int) -> tuple[Rounds, ...]:
         """Each phase in rounds of equal length, so that a fraction of an epoch keeps its proportion.
 

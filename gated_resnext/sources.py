@@ -252,11 +252,12 @@ class FolderSource:
     streamed = True
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = pathlib.Path(path)
+        self.path = pathlib.Path(path).expanduser()
         if not self.path.is_dir():
             raise UserError(
                 f"the path of the images must be a folder with a sub-folder for each class. Received: {self.path}"
             )
+        self.unread: list[str] = []
         roots = self._roots()
         self.labels = sorted(
             entry.name for entry in roots["train"].iterdir() if entry.is_dir() and not entry.name.startswith(".")
@@ -302,6 +303,8 @@ class FolderSource:
         if train is None:
             return {"train": self.path}
         if test is not None:
+            unread = [path.name for path in found.values() if path not in (train, test)]
+            self.unread = [name for name in unread if not name.startswith(".")]
             return {"train": train, "test": test}
         classes = {path.name for path in train.iterdir() if path.is_dir()}
         same = any((other / name).is_dir() for other in found.values() if other != train for name in classes)
@@ -328,8 +331,9 @@ class FolderSource:
 
     @property
     def left_alone(self) -> str:
-        """What files in it are no images, by their endings; nothing where all are."""
-        return ", ".join(f"{count:,} {ending}" for ending, count in self.others.most_common(4))
+        """What in it is not read: folders beside those of training and testing, and by their endings files."""
+        folders = [f"the folder {name}" for name in self.unread]
+        return ", ".join([*folders, *(f"{count:,} {ending}" for ending, count in self.others.most_common(4))])
 
     def _divided(self, rows: Sequence[tuple[pathlib.Path, int]]) -> dict[str, list[tuple[pathlib.Path, int]]]:
         """One image of ten of every class for testing."""

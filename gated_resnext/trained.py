@@ -1,4 +1,4 @@
-"""A trained network wherever it is: in the zoo, in a training's workdir, or in a file for other programs."""
+"""A trained network wherever it is: in the zoo, in a training's workdir, in a file of Keras' or for other programs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gated_resnext import evaluation, files, recipes, zoo
-from gated_resnext.datasets.table import DATASETS
+from gated_resnext.datasets.table import DATASETS, FOLDER
 from gated_resnext.errors import UserError
 from gated_resnext.workdir import Run
 
@@ -30,7 +30,8 @@ class Trained(NamedTuple):
 
     `source` tells where it is from; `run` maps (n, height, width, channels) uint8 to (n, classes); `shape` is (height,
     width, channels). None stands for what it does not say: a number in `shape`, `classes`, their names in `labels`,
-    the data set it was trained on, and the shorter side that pictures are resized to before their central crop.
+    the data set it was trained on, the digest of its images, and the shorter side that pictures are resized to before
+    their central crop.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Trained(NamedTuple):
     dataset: str | None
     resize: int | None
     batch: int = BATCH  # images of a call
+    digest: str | None = None
 
 
 def of_entry(name: str) -> Trained:
@@ -68,7 +70,34 @@ def of_workdir(folder: str | os.PathLike[str], model: Any = None) -> Trained:
     result = files.read_fields(path / "result.json")
     found = _of_model(model, run.entry, str(folder), result.get("labels"), run.dataset, run.recipe)
     resize = result.get("resize")
+    found = found._replace(digest=result.get("images_digest"))
     return found._replace(resize=resize) if type(resize) is int and resize > 0 else found
+
+
+def of_file(path: str | os.PathLike[str]) -> Trained:
+    """The network of a .keras file, with gates in it somewhere, from pixels to the probabilities or logits of classes.
+
+    Raises:
+        UserError: if it is not there, is damaged, or holds another kind of model.
+    """
+    model = model_of(path)
+    shape, classes = model.input_shape[1:], model.output_shape[1]
+    return Trained(pathlib.PurePath(path).stem, str(path), model.predict_on_batch, shape, classes, None, None, None)
+
+
+def model_of(path: str | os.PathLike[str]) -> Any:
+    """The model of a .keras file, which maps images to classes.
+
+    Raises:
+        UserError: as `of_file`.
+    """
+    import gated_resnext
+
+    model = gated_resnext.load(path)
+    shapes = model.input_shape, model.output_shape  # lists, where there are several
+    if tuple(map(len, shapes)) != (4, 2) or not all(isinstance(shape, tuple) for shape in shapes):
+        raise UserError(f"{path} does not map images to classes: {shapes[0]} to {shapes[1]}")
+    return model
 
 
 def network_of(folder: pathlib.Path) -> Any:
@@ -179,6 +208,16 @@ def images_for(
     return images
 
 
+def changed(network: Trained, images: Any) -> str:
+    """What to tell where a folder, one image of ten of which is for testing, is not what the network was trained on."""
+    if network.digest is None or not images.name.startswith(FOLDER) or network.digest in images.digests():
+        return ""
+    return (
+        f"the images of {images.name} have changed since the training; where they have no folder of their own for "
+        "testing, some that are tested now were trained on"
+    )
+
+
 def _images(network: Trained, name: str, data_dir: str | os.PathLike[str] | None) -> Images | ArrayImages:
     from gated_resnext import arrays
 
@@ -198,6 +237,17 @@ def _images(network: Trained, name: str, data_dir: str | os.PathLike[str] | None
     if source.streamed:
         recipe = dataclasses.replace(recipe, test_resize=network.resize)
     return Images(name, recipe, data_dir, _shape(network, source.info.input_shape))
+
+
+def recipe_for(dataset: str, data_dir: str | os.PathLike[str] | None = None) -> recipes.Recipe:
+    """The schedule that trains on images of that kind, which says how a picture becomes the pixels of a test image.
+
+    Raises:
+        UserError: if the images are not there.
+    """
+    from gated_resnext import own_data, sources
+
+    return recipes.RECIPES[own_data.RECIPES[sources.open_source(dataset, data_dir).streamed]]
 
 
 def _shape(network: Trained, others: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -35,6 +35,7 @@ UNUSED = "unused/"  # of a checkpoint's blocks that are not trained any more
 CALL_S = 0.5
 TOGETHER_S = 2.0  # within which all workers are told to stop that are told by the same hand
 UNDECIDED = 0.99  # of log C: above it gates differ from 1/C by less than about a fifth, for C = 8
+FEW = 0.02 * 0.2 * 46_800  # rate times steps of learning, of those that the paper has on CIFAR
 
 
 class Diverged(Exception):
@@ -165,6 +166,8 @@ class Training:
     def _headline(self, phase: Phase, steps: Rounds) -> str:
         rate = phase.gate_learning_rate
         gates_are = f"gates learned at rate {rate:g}" if rate else "gates kept"
+        if rate * steps.total < FEW:
+            gates_are += f" in {steps.total:,} steps, few to decide them (--gate_learning_rate)" if rate else ""
         if self.networks.wiring is not None:
             gates_are = "wiring fixed"
         if not self.run.architecture.learnable:
@@ -460,6 +463,7 @@ class Training:
             "parameters_pruned": arch.parameters(wiring.active_blocks),
             "connectivity": None if model.connectivity is None else model.connectivity.to_dict(),
             "labels": self.images.labels,
+            "images_digest": self.images.digest(),
             "resize": self.images.resize,
             "version": self._version(),
         }

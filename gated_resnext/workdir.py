@@ -232,10 +232,7 @@ def check(run: Run, workdir: pathlib.Path, *, choose: str = "--workdir", free: b
                 differing = [name for name in differing if name not in ("architecture", "wiring", "dataset")]
             if "wiring" in differing and "connectivity" in differing:
                 differing.remove("connectivity")
-            values = ", ".join(
-                f"{name} is {_brief(getattr(found, name))} there and {_brief(getattr(run, name))} here"
-                for name in differing
-            )
+            values = ", ".join(_difference(name, getattr(found, name), getattr(run, name)) for name in differing)
             raise UserError(f"{workdir} belongs to another run ({values}); choose another {choose}")
         return
     if workdir.is_dir() and any(not path.name.startswith(".") for path in workdir.iterdir()):
@@ -291,6 +288,15 @@ def _lock(file: Any, workdir: pathlib.Path) -> bool:
     except OSError:  # a file system without locks
         return False
     return True
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+    """Between two values of a field; of values that look alike between what they are made of."""
+    if _brief(there) != _brief(here) or not dataclasses.is_dataclass(there):
+        return f"{name} is {_brief(there)} there and {_brief(here)} here"
+    fields = [field.name for field in dataclasses.fields(there)]
+    parts = ((field, getattr(there, field), getattr(here, field)) for field in fields)
+    return ", ".join(f"{field} of the {name} is {a} there and {b} here" for field, a, b in parts if a != b)
 
 
 def _brief(value: Any) -> str:

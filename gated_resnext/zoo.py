@@ -196,7 +196,7 @@ def load(
         )
     model = GatedResNeXt(shape, wiring, classifier_activation, **options)
     if weights not in ("auto", None):
-        model = weights_file.read(model, pathlib.Path(weights), own, classes is not None)  # type: ignore[arg-type]
+        model = weights_file.read(model, pathlib.Path(weights).expanduser(), own, classes is not None)  # type: ignore[arg-type]
     return model
 
 

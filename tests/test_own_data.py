@@ -11,7 +11,7 @@ import pytest
 import sklearn.datasets
 
 import gated_resnext
-from gated_resnext import files, trainer, zoo
+from gated_resnext import files, trained, trainer, zoo
 from gated_resnext.architecture import Architecture
 from gated_resnext.datasets.table import FOLDER
 from gated_resnext.errors import UserError
@@ -264,6 +264,23 @@ def copied(trained_on_a_folder, tmp_path):
     images, workdir = shutil.copytree(folder, tmp_path / "digits"), shutil.copytree(place / "run", tmp_path / "run")
     files.write_json(workdir / "run.json", {**files.read_json(workdir / "run.json"), "dataset": f"{FOLDER}{images}"})
     return images, workdir
+
+
+@pytest.mark.parametrize("change", [name for name in CHANGES if "class" not in name])
+def test_to_test_on_other_images_is_told(copied, change, run_python):
+    images, workdir = copied
+    network = trained.of_workdir(workdir)
+    assert trained.changed(network, trained.images_for(network)) == ""
+    CHANGES[change](images)
+    told = trained.changed(network, trained.images_for(network))
+    assert told.startswith(f"the images of {FOLDER}{images} have changed since the training")
+    if change == "several added":
+        done = run_python("-m", "gated_resnext.evaluate", f"--workdir={workdir}")
+        assert f"note: {told}" in done.stdout, done.stderr
+        done = run_python("-m", "export.prune_and_save", f"--workdir={workdir}", "--formats=tflite", cwd=images.parent)
+        [receipt] = images.parent.glob("models/*/1/receipt.json")
+        assert f"note: {told}" in done.stdout, done.stderr
+        assert files.read_json(receipt)["checked_on"].endswith("which has changed since the training")
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -43,6 +43,17 @@ def test_images_of_the_networks_size_go_through_unchanged():
     np.testing.assert_array_equal(preprocess_input(images + np.float64(0.4) * (images < 255), K1), images)
 
 
+def test_a_network_with_a_head_of_ones_own_sees_the_whole_picture():
+    """As an export of it does, whose pictures are scaled to fit; features are of the entry's pictures."""
+    name, image = "mini_imagenet_20_4_8_k4", picture(1, 90, 120, 3)
+    whole = preprocess_input(image, (64, 64, 3))
+    assert not np.array_equal(preprocess_input(image, name), whole)
+    own = zoo.load(name, classes=2, seed=0)
+    np.testing.assert_array_equal(preprocess_input(image, own), whole)
+    for network in (zoo.load(name), zoo.load(name, include_top=False)):
+        np.testing.assert_array_equal(preprocess_input(image, network), preprocess_input(image, name))
+
+
 def test_the_middle_is_kept():
     image = np.zeros((1, 32, 64, 3), np.uint8)
     image[:, :, 16:48] = 200

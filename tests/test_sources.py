@@ -106,6 +106,14 @@ def test_what_is_no_image_or_hidden_is_left_out(tmp_path):
     assert source.left_alone == "2 .txt, 1 without an ending, 1 .tiff, 1 .webp"
 
 
+def test_a_third_folder_is_left_alone_and_told(tmp_path):
+    classes = [*of_class("train/a", 3), *of_class("train/b", 3)]
+    for name in ("test", "val"):
+        classes += [*of_class(f"{name}/a", 1), *of_class(f"{name}/b", 1)]
+    source = FolderSource(filled(tmp_path, *classes, ".git/x"))
+    assert source.left_alone == "the folder val" and source.sizes == {"train": 6, "test": 2}
+
+
 def test_nothing_is_left_alone_where_all_are_images(tmp_path):
     assert FolderSource(filled(tmp_path, *of_class("a", 5), *of_class("b", 5), "a/.DS_Store")).left_alone == ""
 

@@ -30,7 +30,8 @@ class Subject:
         place: where it was found, as the user has it.
         architecture: of the network.
         found: its card, or the result of its training; None where that has not ended.
-        workdir: of its training; None for one of the zoo.
+        workdir: of its training; None for one of the zoo or of a file.
+        gates: its real gates, of a file's that still learns them.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Subject:
     architecture: Architecture
     found: Any
     workdir: pathlib.Path | None = None
+    gates: list[np.ndarray] | None = None
 
     @classmethod
     def of_entry(cls, name: str) -> Subject:
@@ -62,6 +64,22 @@ class Subject:
         run, result = Run.read(workdir), workdir / "result.json"
         found = files.read_json(result) if result.is_file() else None
         return cls(run.entry, str(folder), run.architecture, found, workdir)
+
+    @classmethod
+    def of_file(cls, path: str | os.PathLike[str]) -> Subject:
+        """The network of a .keras file.
+
+        Raises:
+            UserError: if it is not there, is damaged, or holds another kind of model.
+        """
+        from gated_resnext.model import GatedResNeXt, load
+
+        model = load(path)
+        if not isinstance(model, GatedResNeXt):
+            raise UserError(f"{path} holds a {type(model).__name__}; drawn are networks of modules, GatedResNeXt")
+        found = {"connectivity": model.wiring().to_dict()}
+        name = pathlib.PurePath(path).stem
+        return cls(name, str(path), model.architecture, found, gates=model.real_gates() or None)
 
     def wiring(self) -> Connectivity:
         """The wiring it ended with.
@@ -90,7 +108,7 @@ class Subject:
             UserError: if a file is damaged or of another network.
         """
         if self.workdir is None:
-            return None
+            return self.gates
         path = self.workdir / "gates.npz"
         if path.is_file():
             named = files.read_arrays(path)
@@ -108,9 +126,7 @@ class Subject:
             UserError: if that was not recorded.
         """
         if self.workdir is None:
-            raise UserError(
-                f"the zoo does not keep how the gates of {self.name} moved; give the --workdir of a training of it"
-            )
+            raise UserError(f"{self.place} does not keep how the gates moved; give the --workdir of a training")
         steps, gates = gate_history.read(self.workdir)
         self._check([history[0] for history in gates], self.workdir / gate_history.FOLDER)
         return Movement(self.name, self.architecture.fan_in, steps, gates)
