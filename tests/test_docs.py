@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -71,6 +72,12 @@ def test_the_transfer_page_runs(tmp_path, digits_dir):
         [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400
     )
     assert done.returncode == 0, done.stderr
+    for line in blocks("transfer.md", "bash")[0][1].splitlines():
+        ran = subprocess.run(
+            [sys.executable, *shlex.split(line)[1:]], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "odd_or_even.svg").is_file() and (tmp_path / "models" / "odd_or_even" / "2").is_dir()
     first, top1, of_folder, features, maps, stages, shipped = done.stdout.splitlines()[-7:]
     assert re.fullmatch(r"\[Prediction\(number=[01], label='(even|odd)', probability=0\.\d+\)\]", first)
     assert float(top1) > 0.93 and float(of_folder) > 0.6
@@ -114,7 +121,7 @@ def test_the_table_of_devices_is_that_of_the_formats():
 def test_the_training_page_follows_a_run(tmp_path, digits_dir):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HOME": str(tmp_path)}
     (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)
-    [(_, block)] = blocks("training.md", "python")
+    block, *_ = [block for _, block in blocks("training.md", "python")]
     done = subprocess.run(
         [sys.executable, "-c", block], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400
     )
@@ -124,15 +131,27 @@ def test_the_training_page_follows_a_run(tmp_path, digits_dir):
     assert re.search(r"^[\d.]+ 0\.\d+ \[[\d., ]+\]\n(.*\n)*[\d.]+ 0\.\d+ None$", done.stdout, re.MULTILINE)
 
 
+def test_the_training_page_fits(tmp_path, digits_dir, run_python):
+    (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)
+    _, block = [block for _, block in blocks("training.md", "python")]
+    done = run_python("-c", block, cwd=tmp_path, env={"HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    before, after, top1 = re.fullmatch(r"(.*) -> (.*) ([\d.]+)%\n", done.stdout).groups()
+    assert before == "(4, 4, 4)" and after != before and float(top1) > 85
+
+
 def test_branches_of_ones_own_are_trained_and_exported(tmp_path, digits_dir, run_python):
     (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)
-    [block] = [block for _, block in blocks("beyond.md", "python") if "GatedBranches" in block]
+    block, *_ = [block for _, block in blocks("beyond.md", "python") if "GatedBranches" in block]
+    text = (DOCS / "beyond.md").read_text(encoding="utf-8")
+    block += textwrap.dedent(re.search(r"^  ```python\n(.*?)^  ```$", text, re.MULTILINE | re.DOTALL)[1])
     short = block.replace("epochs=10", "epochs=1").replace("epochs=5", "epochs=1")
     done = run_python("-c", short, cwd=tmp_path, env={"HOME": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert re.fullmatch(r"11909 -> \d+", lines[1]) and re.fullmatch(r"\d+\.\d\d%", lines[2])
     assert [line.split()[0] for line in lines[3:]] == ["pruned", "saved_model", "tflite"]
+    assert (tmp_path / "own_digits.svg").is_file()
     assert (tmp_path / "models" / "own_digits" / "1" / "saved_model.pb").is_file()
 
 
