@@ -39,14 +39,14 @@ def limits() -> dict[str, float]:
     import tensorflow as tf
 
     keep_freed_memory()
-    long = tf.zeros(64 << 20)
-    square = tf.ones((2048, 2048))
-    second = tf.ones(64 << 20)
-    add, product = tf.function(lambda a, b: a + b), tf.function(lambda: square @ square)
-    return {
-        "copy": 3 * 4 * (64 << 20) / _least(lambda: add(long, second)[0].numpy()),
-        "product": 2 * 2048**3 / _least(lambda: product().numpy()),
-    }
+    with tf.device("CPU:0"):
+        long, second = tf.zeros(64 << 20), tf.ones(64 << 20)
+        square = tf.ones((2048, 2048))
+        add, product = tf.function(lambda a, b: a + b), tf.function(lambda: square @ square)
+        return {
+            "copy": 3 * 4 * (64 << 20) / _least(lambda: add(long, second)[0].numpy()),
+            "product": 2 * 2048**3 / _least(lambda: product().numpy()),
+        }
 
 
 def publish(path: str, name: str, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from typing import Any
@@ -16,7 +17,9 @@ class Side:
     def __init__(self, spec: dict[str, Any]) -> None:
         self.spec, self.peak, self.before = spec, 0, 0
         command = [sys.executable, "-m", "benchmarks.steps", json.dumps(spec)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # What stands beside it, PyTorch and the machine's limits, is on the CPU (`benchmarks.accelerator` is on a GPU).
+        env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self._answer()
 
     def take(self, what: str, count: int = 1) -> float:

@@ -57,7 +57,8 @@ def main(argv: list[str]) -> None:
     whites = (WHITE.value * 2)[:2] if len(WHITE.value) == 1 else WHITE.value
     a, b = (interchange.opened(path, white) for path, white in zip(SAVED_MODEL.value, whites, strict=True))
     images, labels, classes, origin = _images((a, b))
-    found = comparison.compare(a, b, images, labels, classes=classes, rounds=ROUNDS.value)
+    with backend.float32():
+        found = comparison.compare(a, b, images, labels, classes=classes, rounds=ROUNDS.value)
     found |= {"paths": [str(a.path), str(b.path)], "images": f"{len(images)} {origin}", "machine": latency.machine()}
     print(_table(found, a, b))
     if JSON.value:

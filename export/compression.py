@@ -70,7 +70,7 @@ def compress(
     clusters: int = 16,
     learning_rate: float = LEARNING_RATE,
 ) -> bytes:
-    """Trains the compact graph on under a constraint and writes it; the same seed gives the same bytes.
+    """Trains the compact graph on under a constraint and writes it; on one CPU the same seed gives the same bytes.
 
     Batch norm stays folded. There is no network before it to compare with: what it costs in accuracy is measured on the
     file.

@@ -71,15 +71,16 @@ def write_int8(model: keras.Model, path: pathlib.Path, samples: np.ndarray) -> N
 
 
 def _with_black_and_white(samples: np.ndarray) -> np.ndarray:
-    """The samples; where none has a pixel of 0, or of 255, also with their contrast stretched to both.
+    """The samples; where none has a pixel of 0, or of 255, also with the contrast of all together stretched to both.
 
     The input's range is measured too: the file would take pixels brighter than all samples for the brightest of them.
+    Not each by itself: images of little contrast would have far wider ranges in the network than it ever meets.
     """
-    if samples.min() == 0 and samples.max() == 255:
+    low, high = float(samples.min()), float(samples.max())
+    if (low, high) == (0.0, 255.0):
         return samples
-    low, high = (end(samples, (1, 2, 3), keepdims=True).astype(np.float64) for end in (np.min, np.max))
-    ramp = np.linspace(0.0, 1.0, samples[0].size).reshape(samples[0].shape)  # of an image of one colour
-    stretched = np.where(high > low, (samples - low) / np.maximum(high - low, 1.0), ramp)
+    ramp = np.linspace(0.0, 1.0, samples[0].size).reshape(samples[0].shape)  # where all are of one colour
+    stretched = (samples - low) / (high - low) if high > low else np.broadcast_to(ramp, samples.shape)
     return np.concatenate([samples, np.rint(255.0 * stretched).astype(np.uint8)])
 
 

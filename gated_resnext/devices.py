@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from typing import Any
 
 DRIVER = "/proc/driver/nvidia/version"
 
@@ -13,4 +15,16 @@ def cpu(package: str) -> str:
     Args:
         package: what pip is to install for that.
     """
-    return f"the CPU (for the GPU of this machine: pip install '{package}')" if os.path.exists(DRIVER) else "the CPU"
+    if not os.path.exists(DRIVER):
+        return "the CPU"
+    why = "; TF_CPP_MIN_LOG_LEVEL=0 tells what is missing" if package.startswith("tensorflow") else ""
+    return f"the CPU (for the GPU of this machine: pip install '{package}'{why})"
+
+
+def leave_gpus(tensorflow: Any) -> None:
+    """Where another backend computes, TensorFlow, which writes metrics and reads images, takes no GPU's memory."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        with contextlib.suppress(RuntimeError):  # it has begun: too late
+            tensorflow.config.set_visible_devices([], "GPU")

@@ -97,6 +97,7 @@ def run(main: Callable[[list[str]], Any]) -> None:
         return 0
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow, once imported, announces its build otherwise
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # else no second program beside it finds room on a GPU
     logging.set_verbosity(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):  # names of folders are any bytes
         if isinstance(stream, io.TextIOWrapper):

@@ -12,6 +12,7 @@ with the confusion matrix as confusion.png and confusion.svg.
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 
 from absl import flags
@@ -21,7 +22,7 @@ from gated_resnext.datasets.names import readable
 from gated_resnext.datasets.table import DATASETS, of_folder
 from gated_resnext.drawing import canvas
 from gated_resnext.evaluation import BINS as DEFAULT_BINS
-from gated_resnext.evaluation import Evaluation
+from gated_resnext.evaluation import LEAST, Evaluation
 
 ENTRY = flags.DEFINE_string("entry", None, "Network of the zoo with published weights.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Or the folder of a finished training.")
@@ -102,7 +103,7 @@ def _receipt(found: Evaluation, logits: bool) -> str:
     lines = [
         f"  top-1              {100 * found.top1:.2f} %, 95 % interval {low:.2f} to {high:.2f} %",
         f"  top-5              {100 * found.top5:.2f} %",
-        f"  loss               {found.loss:.4f} nats",
+        f"  loss               {found.loss:.4f} nats{_impossible(found)}",
         f"  calibration error  {100 * found.calibration_error:.2f} %, {len(found.bins)} bins",
     ]
     if logits:
@@ -114,6 +115,13 @@ def _receipt(found: Evaluation, logits: bool) -> str:
             share, images = 100 * found.class_top1[number], found.class_images[number]
             lines.append(f"    {share:6.2f} %  of {images:,}  {found.labels[number]}")
     return "\n".join(lines)
+
+
+def _impossible(found: Evaluation) -> str:
+    """What of the loss is no measure, as in the files of an int8 network, whose small probabilities are 0."""
+    if not found.impossible:
+        return ""
+    return f"; {found.impossible:,} images whose class has probability 0 count {-math.log(LEAST):.1f} each"
 
 
 def _write(found: Evaluation, network: trained.Trained, what: str, folder: pathlib.Path) -> None:

@@ -59,6 +59,7 @@ class Evaluation:
     top1_interval: tuple[float, float]
     top5: float
     loss: float
+    impossible: int
     calibration_error: float
     bins: tuple[Bin, ...]
     confusion: np.ndarray
@@ -88,12 +89,15 @@ class Evaluation:
         hits = predicted == right
         binned = reliability(confidence, hits, bins)
         count = len(names)
+        # Among equals the first is the more probable, as for `argmax`: an int8 network gives 0 to many classes.
+        equal = (rows == of_right[:, None]) & (np.arange(count) < right[:, None])
         return cls(
             images=len(rows),
             top1=float(hits.mean()),
             top1_interval=wilson(int(hits.sum()), len(rows)),
-            top5=float(((rows > of_right[:, None]).sum(-1) < 5).mean()),
+            top5=float((((rows > of_right[:, None]) | equal).sum(-1) < 5).mean()),
             loss=float(-np.log(np.maximum(of_right, LEAST)).mean()),
+            impossible=int((of_right < LEAST).sum()),
             calibration_error=calibration_error(binned),
             bins=binned,
             confusion=np.bincount(right * count + predicted, minlength=count**2).reshape(count, count),
@@ -129,6 +133,7 @@ class Evaluation:
             "top1_interval_95": list(self.top1_interval),
             "top5": self.top5,
             "loss": self.loss,
+            "impossible": self.impossible,
             "calibration_error": self.calibration_error,
             "calibration_bins": [one._asdict() for one in self.bins],
             "classes": [

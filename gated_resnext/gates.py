@@ -209,8 +209,9 @@ def _product_gradient(gates: Tensor, y: Tensor, gradient: Tensor) -> tuple[Tenso
 def _products_of_rows(a: Tensor, b: Tensor) -> Tensor:
     """<a_j, b_k> for all rows.
 
-    What all gates of a row have in common goes when the row is scaled to sum 1; rounded to 16 bits before that, the
-    rest would be lost in it. JAX keeps 32 bits; TensorFlow's products are of the type of what they multiply.
+    Of what all gates of a row have in common nothing is left, while they are equal, when the row is scaled to sum 1;
+    rounded to 16 bits before that, the rest would be lost in it. JAX keeps 32 bits; TensorFlow's products are of the
+    type of what they multiply.
     """
     if backend.backend() == "jax" and backend.standardize_dtype(a.dtype) != "float32":
         from jax import lax, numpy

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from gated_resnext import files
+from gated_resnext import devices, files
 from gated_resnext.workdir import read_metrics
 
 Row = dict[str, Any]
@@ -37,6 +37,7 @@ class Metrics:
         except ImportError:  # a machine with JAX alone: metrics.jsonl is all there is
             self.tf = None
         else:
+            devices.leave_gpus(tf)
             self.tf, self.writer = tf, tf.summary.create_file_writer(os.fsencode(workdir / "tensorboard"))
         for row in rows:
             self._draw(row)

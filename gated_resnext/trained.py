@@ -229,9 +229,12 @@ def _images(network: Trained, name: str, data_dir: str | os.PathLike[str] | None
     if packed or alone:
         recipe = dataclasses.replace(recipes.RECIPES["cifar"], batch_size=1)
         return arrays.ArrayImages(name, recipe, data_dir, network.shape)
-    from gated_resnext import own_data, sources
+    import tensorflow
+
+    from gated_resnext import devices, own_data, sources
     from gated_resnext.data import Images
 
+    devices.leave_gpus(tensorflow)
     source = sources.open_source(name, data_dir)
     recipe = dataclasses.replace(recipes.RECIPES[own_data.RECIPES[source.streamed]], batch_size=1)
     if source.streamed:

@@ -78,7 +78,10 @@ def train(
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {precision!r}")
     engine = _engine(strategy)
     if run.recipe.batch_size % engine.replicas:
-        raise UserError(f"the batch of {run.recipe.batch_size} does not divide into {engine.replicas} replicas")
+        raise UserError(
+            f"the batch of {run.recipe.batch_size} does not divide into {engine.replicas} replicas: --batch_size=N "
+            "takes another, --strategy=one_device one of the devices, CUDA_VISIBLE_DEVICES=0,1 some"
+        )
     folder = pathlib.Path(folder).absolute()  # wherever the caller goes meanwhile
     workdir.check(run, folder)
     images = engine.images(run.dataset, run.recipe, data_dir, run.architecture.input_shape, run.limit)

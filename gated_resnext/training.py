@@ -131,7 +131,7 @@ class Training:
 
     def run_phases(self) -> dict[str, Any]:
         """All that is left of the schedule, then the evaluation."""
-        state = self._restore()
+        state, momenta = self._restore(), True
         self.began_at = self.place.step
         if self.place.phase < len(self.schedule):
             self.progress.say(self._on_what())
@@ -142,15 +142,15 @@ class Training:
             fresh = self.place.round == self.place.steps == 0
             if phase.gate_learning_rate == 0 and self.networks.wiring is None:
                 state = self._freeze(state)
-            loop = self.networks.loop(phase, self._rate(phase), state, fresh=fresh)
+            loop = self.networks.loop(phase, self._rate(phase), state, fresh=fresh or not momenta)
             if fresh:
                 self.progress.say(self._headline(phase, steps))
             try:
                 self._run_phase(loop, phase, steps)
             except Diverged as error:
-                state = self._roll_back(error)
+                state, momenta = self._roll_back(error), False  # they go on at the rate that led there
                 continue
-            state = state_of(loop)
+            state, momenta = state_of(loop), True
             self.place.begin_next_phase()
         return self._finish(state)
 

@@ -90,10 +90,21 @@ def test_the_interval_is_wilsons(hits, images):
     assert evaluation.wilson(hits, images) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_among_equals_the_first_is_the_most_probable_and_all_are_among_the_five():
-    found = Evaluation.of(np.full((2, 10), 0.1), [0, 9])
-    assert found.top1 == 0.5 and found.top5 == 1.0
+def test_among_equals_the_first_is_the_most_probable():
+    found = Evaluation.of(np.full((3, 10), 0.1), [0, 4, 5])
+    assert found.top1 == pytest.approx(1 / 3) and found.top5 == pytest.approx(2 / 3)
     assert evaluation.top1(np.full((2, 10), 0.1), np.array([0, 9])) == 0.5
+
+
+def test_an_int8_networks_zeros_are_no_hits_among_the_five():
+    """Rounded to multiples of 1/256 most of a hundred classes are 0, the right one no more probable than others."""
+    rng = np.random.default_rng(0)
+    logits, right = 6 * rng.normal(size=(400, 100)), rng.integers(0, 100, 400)
+    exact = evaluation.softmax(logits)
+    found, rounded = Evaluation.of(exact, right), Evaluation.of(np.rint(256 * exact) / 256, right)
+    assert 0.02 < found.top5 < 0.1 and abs(rounded.top5 - found.top5) < 0.04
+    assert found.impossible == 0 and 300 < rounded.impossible < 400
+    assert rounded.impossible == (np.rint(256 * exact[np.arange(400), right]) == 0).sum()
 
 
 def test_no_probability_of_the_right_class_is_a_large_loss_and_not_an_infinite_one():

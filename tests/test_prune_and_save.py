@@ -245,7 +245,8 @@ def test_a_lossy_form_may_lose_as_many_points_as_is_said(twenty, tmp_path, monke
     ):
         shipping.ship(model, tmp_path / "out", probe, formats=("tflite_float16",), max_top1_drop=4)
     assert list(tmp_path.iterdir()) == []
-    shipping.ship(model, tmp_path / "out", probe, formats=("tflite_float16",), max_top1_drop=6)
+    # Exactly 5 points, which as a difference of two shares are a little more.
+    shipping.ship(model, tmp_path / "out", probe, formats=("tflite_float16",), max_top1_drop=5)
     (version,) = (tmp_path / "out").rglob("receipt.json")
     assert [check["top1"] for check in files.read_json(version)["checks"] if check["form"] == "tflite_float16"] == [
         0.95

@@ -16,6 +16,16 @@ def digits(digits_dir):
     return Images("optical_digits", RECIPES["digits"], digits_dir)
 
 
+def test_samples_without_black_or_white_keep_their_contrast_to_each_other():
+    samples = np.stack([np.full((4, 4, 1), 100, np.uint8), np.full((4, 4, 1), 150, np.uint8)])
+    samples[1, 0] = 254
+    given = tflite._with_black_and_white(samples)
+    np.testing.assert_array_equal(given[:2], samples)
+    np.testing.assert_array_equal(given[2:], np.rint((samples - 100.0) * 255 / 154).astype(np.uint8))
+    of_one_colour = tflite._with_black_and_white(samples[:1])
+    assert (of_one_colour[1].min(), of_one_colour[1].max()) == (0, 255)
+
+
 @pytest.mark.parametrize(
     "darkened",
     [lambda x: np.minimum(x, 100), lambda x: x // 2 + 50, lambda x: x],

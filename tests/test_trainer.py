@@ -78,10 +78,8 @@ def test_what_trains_and_on_what_is_told_first(digits_dir, tmp_path, capsys, mon
         raise InterruptedError
 
     monkeypatch.setattr(loop.Loop, "train", step)
-    for driver, cpu in (
-        ("missing", "the CPU"),
-        ("", "the CPU (for the GPU of this machine: pip install 'tensorflow[and-cuda]')"),
-    ):
+    hint = "pip install 'tensorflow[and-cuda]'; TF_CPP_MIN_LOG_LEVEL=0 tells what is missing"
+    for driver, cpu in (("missing", "the CPU"), ("", f"the CPU (for the GPU of this machine: {hint})")):
         monkeypatch.setattr(devices, "DRIVER", tmp_path / driver)
         with pytest.raises(InterruptedError):
             trainer.train(small_run((0.1, 0.1)), tmp_path / f"run{driver}", data_dir=digits_dir)
@@ -578,9 +576,20 @@ def test_rolling_back_halves_the_rate_until_the_phase_ends(uninterrupted, digits
     whole = begun(uninterrupted, tmp_path / "whole", run, "after_step_33")
     training = Photographed(run, whole, images_of(run, digits_dir), TensorFlowEngine(), on_nan="rollback")
     training.within = (38,)
+    momenta, loop_of = [], training.networks.loop
+
+    def watched(*arguments, **options):
+        loop = loop_of(*arguments, **options)
+        state = {v.path: np.abs(np.asarray(v)).max() for v in loop.optimizer.variables}
+        momenta.append(max(value for path, value in state.items() if path.endswith("momentum")))
+        return loop
+
+    training.networks.loop = watched
     result = training.run_phases()
     said = capsys.readouterr().out
     assert said.count("Rolled back") == 1
+    # As it goes on within phase 3, back at the same place, and as phase 4 begins.
+    assert momenta[0] > 0 and momenta[1:] == [0, 0]
     assert "at step 37, in phase 3 at learning rate 0.01; on from step 33 at half the rate" in said
     assert result["rollbacks"] == 1 and result["steps"] == 48
     rates = [(row["phase"], row["round"], row["learning_rate"]) for row in rows(whole)[-3:]]
