@@ -7,7 +7,7 @@ import tensorflow as tf
 from runs import Photographed, assert_same_end, images_of, newest, small_run
 from tensorflow.python.grappler import tf_optimizer
 
-from gated_resnext import Architecture, Connectivity, GatedResNeXt, pruning
+from gated_resnext import Architecture, Connectivity, GatedResNeXt, gates, pruning
 from gated_resnext.data import Images
 from gated_resnext.errors import UserError
 from gated_resnext.loop import Loop, TensorFlowEngine
@@ -233,3 +233,21 @@ def test_no_replica_of_a_loop_takes_a_step_that_overflows_on_another(run_python)
 def test_no_replica_takes_a_step_that_overflows_on_another(run_python):
     done = run_python("-c", TWO_REPLICAS)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_gates_gradient_is_rounded_once(dtype):
+    """Its sums over 16,384 products are of 32 bits, and only what comes out has 8 or 11."""
+    rng = np.random.default_rng(0)
+    common, own = rng.normal(size=(1, 64, 8, 8, 4)), rng.normal(size=(4, 64, 8, 8, 4))
+    y = tf.cast(common + 0.1 * own, dtype)
+    of_x = tf.cast((common + 0.1 * rng.normal(size=y.shape)) / 64, dtype)
+    real = tf.Variable(np.full((4, 4), 0.25), dtype="float32")
+    with tf.GradientTape() as tape:
+        x = gates.aggregate(real, y)
+        total = tf.reduce_sum(tf.cast(x, "float32") * tf.cast(of_x, "float32"))
+    found = tape.gradient(total, real)
+    exact = np.einsum("jbhwc,kbhwc->jk", *(tensor.numpy().astype(np.float64) for tensor in (of_x, y)))
+    bits = {"bfloat16": 8, "float16": 11}[dtype]
+    error = np.abs(found.numpy() - exact) / np.abs(exact)
+    assert found.dtype == "float32" and 0.1 * 2.0**-bits < error.max() < 1.1 * 2.0**-bits
