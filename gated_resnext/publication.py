@@ -88,6 +88,7 @@ def publish(
         "hardware": hardware,
         "seconds": result["seconds"],
         "version": result.get("version"),
+        "versions": trained_on(workdir)["versions"],
         **{name: result[name] for name in ("batch_norm_images", "rollbacks") if name in result},
         "top1": reached,
         "test_images": result["test_images"],

@@ -65,7 +65,8 @@ def test_the_card_names_the_machines_that_the_training_wrote_down(trained, digit
     place = shutil.copytree(trained, tmp_path / "copy")
     for machine in ("an abacus", "a loom"):
         note_machine(place, "gated_resnext 0.2.0", machine)
-    assert publication.publish(place, folder, data_dir=digits_dir)["hardware"] == "an abacus, then a loom"
+    card = publication.publish(place, folder, data_dir=digits_dir)
+    assert (card["hardware"], card["versions"]) == ("an abacus, then a loom", "gated_resnext 0.2.0")
     (place / "trained_on.json").unlink()
     with pytest.raises(UserError, match=r"copy does not say what it was trained on; give that by --hardware"):
         publication.publish(place, folder, data_dir=digits_dir)
