@@ -2,6 +2,7 @@
 
     python -m export.compare --saved_model=serving/old --saved_model=models/cifar10_20_4_8_k1/1
     python -m export.compare --saved_model=old.tflite --saved_model=new.tflite --images_from=cifar10
+    python -m export.compare --saved_model=old.tflite --saved_model=new.tflite --image_folder=photos
 
 Each is a SavedModel folder or a .tflite file, ours or not, that takes images (uint8, or float32 with --white) and gives
 probabilities or logits. On random pixels, or on the test images of a data set, which then also give the top-1.
@@ -16,7 +17,7 @@ from absl import flags
 
 from export import backend
 from gated_resnext import errors, files
-from gated_resnext.datasets.table import DATASETS
+from gated_resnext.datasets.table import DATASETS, of_folder
 from gated_resnext.recipes import RECIPES
 
 if TYPE_CHECKING:
@@ -27,10 +28,15 @@ if TYPE_CHECKING:
 BATCH = 128
 SAVED_MODEL = flags.DEFINE_multi_string("saved_model", [], "SavedModel folder or .tflite file; give it twice.")
 IMAGES_FROM = flags.DEFINE_string("images_from", None, f"Data set of the test images: {', '.join(DATASETS)}.")
+IMAGE_FOLDER = flags.DEFINE_string(
+    "image_folder", None, "Or a folder of images with a sub-folder for each class: those of it that are for testing."
+)
 DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of tensorflow-datasets. Default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
 )
-IMAGES = flags.DEFINE_integer("images", 1000, "How many images, from the first test image on.", lower_bound=1)
+IMAGES = flags.DEFINE_integer(
+    "images", 1000, "How many images: the first test images, of a folder evenly spaced ones.", lower_bound=1
+)
 WHITE = flags.DEFINE_multi_float(
     "white", [255.0], "A white pixel in an input of floats: 255 or 1. Once for both networks, or once for each."
 )
@@ -40,12 +46,14 @@ JSON = flags.DEFINE_string("json", None, "File to write the comparison to, too."
 
 def main(argv: list[str]) -> None:
     del argv
-    errors.check_given(IMAGES_FROM, JSON, DATA_DIR)
+    errors.check_given(IMAGES_FROM, IMAGE_FOLDER, JSON, DATA_DIR)
     if len(SAVED_MODEL.value) != 2 or len(WHITE.value) > 2:
         raise errors.UserError(
             f"give --saved_model=PATH twice, and --white at most twice. Received: {len(SAVED_MODEL.value)} and "
             f"{len(WHITE.value)}"
         )
+    if IMAGES_FROM.value and IMAGE_FOLDER.value:
+        raise errors.UserError("give one of --images_from=DATASET and --image_folder=FOLDER")
     if IMAGES_FROM.value and IMAGES_FROM.value not in DATASETS:
         raise errors.UserError(
             f"the data set must be one of {', '.join(DATASETS)}. Received: --images_from={IMAGES_FROM.value}"
@@ -71,21 +79,23 @@ def _images(models: tuple[Opened, Opened]) -> tuple[np.ndarray, np.ndarray | Non
 
     from export import comparison
 
-    if IMAGES_FROM.value is None:
+    if not (IMAGES_FROM.value or IMAGE_FOLDER.value):
         shape = (IMAGES.value, *comparison.image_shape(models))
         return np.random.default_rng(0).integers(0, 256, shape, np.uint8), None, None, "images of random pixels"
     from gated_resnext import trained
 
-    info = DATASETS[IMAGES_FROM.value]
-    input_shape = comparison.image_shape(models, info.input_shape)
+    name = of_folder(IMAGE_FOLDER.value) if IMAGE_FOLDER.value else IMAGES_FROM.value
+    info = DATASETS.get(name)
+    input_shape = comparison.image_shape(models, info.input_shape) if info else comparison.image_shape(models)
     networks = [trained.of_opened(model) for model in models]
     resize = next((network.resize for network in networks if network.resize), None)
-    if resize is None and input_shape == info.input_shape:
+    if resize is None and info and input_shape == info.input_shape:
         resize = RECIPES[info.recipe].test_resize
-    found = trained.images_for(networks[0]._replace(shape=input_shape, resize=resize), info.name, DATA_DIR.value)
-    trained.check_classes(networks[1], info.name, found.labels)
+    found = trained.images_for(networks[0]._replace(shape=input_shape, resize=resize), name, DATA_DIR.value)
+    trained.check_classes(networks[1], name, found.labels)
+    found.check()
     images, labels = zip(*found.batches("test", IMAGES.value, BATCH), strict=True)
-    return np.concatenate(images), np.concatenate(labels), len(found.labels), f"test images of {info.name}"
+    return np.concatenate(images), np.concatenate(labels), len(found.labels), f"test images of {found.name}"
 
 
 def _table(found: dict[str, Any], a: Any, b: Any) -> str:

@@ -73,6 +73,10 @@ def test_it_is_exported(place, run_python):
     assert receipt["preprocessing"] == {"shape": [8, 8, 1], "resize": 8}
     assert (folder / "assets" / "labels.txt").read_text() == "even\nodd\n"
     assert {"saved_model", "encoded_images", "tflite"} < {check["form"] for check in receipt["checks"]}
+    both = f"--saved_model={folder}", f"--saved_model={folder / 'model.tflite'}", "--rounds=1", "--json=found.json"
+    command(run_python, place, "export.compare", *both, "--image_folder=photos")
+    found = json.loads((place / "found.json").read_text())
+    assert found["top1"] == [receipt["top1"]] * 2 and found["images"] == receipt["checked_on"]
     command(run_python, place, "export.prune_and_save", "--model=odd_or_even.keras", "--noise", "--output=noise")
     receipt = json.loads((place / "noise" / "odd_or_even" / "1" / "receipt.json").read_text())
     assert receipt["dataset"] is None and receipt["preprocessing"] is None and receipt["top1"] is None
