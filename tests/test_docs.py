@@ -51,6 +51,7 @@ def test_the_tutorial_runs(tmp_path, digits_dir):
     assert "Written to models/photos_11_4_4_k1" in printed[4]
     answers = printed[5].strip()
     assert re.fullmatch(r"\['digit_\d'(, 'digit_\d'){7}\]", answers), answers
+    assert printed[6].count("Prediction(number=") == 4 and printed[6].count("label='digit_") == 4
 
 
 def test_the_pictures_of_the_training_page_are_those_of_the_command():
