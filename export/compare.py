@@ -5,7 +5,7 @@
     python -m export.compare --saved_model=old.tflite --saved_model=new.tflite --image_folder=photos
 
 Each is a SavedModel folder or a .tflite file, ours or not, that takes images (uint8, or float32 with --white) and gives
-probabilities or logits. On random pixels, or on the test images of a data set, which then also give the top-1.
+probabilities or logits. On random pixels, or on the test images of a data set or a folder, which also give the top-1.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ def image_shape(
             shapes = " and ".join(str(model.shape) for model in models)
             raise UserError(f"the networks take images of different size, (height, width, channels): {shapes}")
         if not known:
-            raise UserError(f"neither network says the {word} of its images; give --images_from=DATASET")
+            raise UserError(
+                f"neither network says the {word} of its images; give a data set of one size, --images_from=DATASET"
+            )
         sizes.append(known.pop())
     return sizes[0], sizes[1], sizes[2]  # type: ignore[return-value]
 

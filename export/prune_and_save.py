@@ -4,7 +4,7 @@
     python -m export.prune_and_save --entry=digits_11_4_4_k1 --output=models --formats=tflite
     python -m export.prune_and_save --model=odd_or_even.keras --image_folder=photos --output=models
 
-Writes the next version of the network, <output>/<entry>/1, then 2 and so on, with a SavedModel, model.tflite and
+Writes the next version of the network, <output>/<name>/1, then 2 and so on, with a SavedModel, model.tflite and
 receipt.json, after checking on real test images that each file computes what the trained network does. Beside the
 networks it keeps what starts TF Serving on all of them: docker compose -f <output>/compose.yaml up.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training.")
 ENTRY = flags.DEFINE_string("entry", None, "Network of the zoo with published weights, instead of a workdir.")
 MODEL = flags.DEFINE_string("model", None, "File of a trained network, .keras, instead; with images of its classes.")
-OUTPUT = flags.DEFINE_string("output", "models", "Folder to write <entry>/<version>/ into.")
+OUTPUT = flags.DEFINE_string(
+    "output", "models", "Folder to write <name>/<version>/ into, the entry's name or the file's."
+)
 FORMATS = flags.DEFINE_list(
     "formats",
     ["saved_model", "tflite"],
@@ -82,11 +85,12 @@ def main(argv: list[str]) -> None:
     if DATASET.value is not None and (MODEL.value is None or IMAGE_FOLDER.value is not None):
         raise errors.UserError("--dataset goes with --model, in the place of --image_folder")
     dataset: str | None
+    recipe: recipes.Recipe | None
     if ENTRY.value is not None:
         name, dataset = ENTRY.value, zoo.entry(ENTRY.value).dataset
         recipe = recipes.RECIPES[DATASETS[dataset].recipe]
     elif MODEL.value is not None:
-        name, dataset = pathlib.PurePath(MODEL.value).stem, DATASET.value
+        name, dataset, recipe = trained.name_of(MODEL.value), DATASET.value, None
         if IMAGE_FOLDER.value is not None:
             dataset = of_folder(IMAGE_FOLDER.value)
         if dataset is None and not NOISE.value:
@@ -94,8 +98,6 @@ def main(argv: list[str]) -> None:
                 "--model goes with --image_folder=FOLDER or --dataset=NAME, images of its classes to check the files "
                 "on, or with --noise"
             )
-        # Without images nobody knows how a picture becomes pixels, which a recipe of small images does not say.
-        recipe = recipes.RECIPES["cifar"] if dataset is None else trained.recipe_for(dataset, DATA_DIR.value)
     else:
         run = trained.finished(WORKDIR.value)
         name, dataset, recipe = run.entry, run.dataset, run.recipe
@@ -118,10 +120,13 @@ def main(argv: list[str]) -> None:
         model, said = zoo.load(name, "published"), zoo.card(name) or {}
     elif MODEL.value is not None:
         model, said = trained.model_of(MODEL.value), {}
+        _check_own(model, methods)
     else:
         folder = pathlib.Path(WORKDIR.value).expanduser()
         model, said = trained.network_of(folder), files.read_fields(folder / "result.json")
     shape, classes = model.input_shape[1:], model.output_shape[-1]
+    if recipe is None:
+        recipe = _recipe(dataset, shape)
     labels = _labels(said, name, classes)
     network = trained.Trained(name, name, model.predict_on_batch, shape, classes, labels, dataset, recipe.test_resize)
     network = network._replace(digest=said.get("images_digest"))
@@ -141,6 +146,26 @@ def main(argv: list[str]) -> None:
         say=functools.partial(print, flush=True),
     )
     print("\n".join(["", _receipt(shipped.receipt, shipped.folder), *shipped.notes]))
+
+
+def _check_own(model: Any, methods: list[str]) -> None:
+    """Finds that a model of the user's own is of one size of images, and what is asked for is made of such."""
+    from gated_resnext import GatedResNeXt
+
+    if None in model.input_shape[1:]:
+        raise errors.UserError(
+            f"a model is exported for images of one size. Received: {MODEL.value} of {model.input_shape[1:]}"
+        )
+    if methods and not isinstance(model, GatedResNeXt):
+        raise errors.UserError(f"--compress is for a GatedResNeXt. Received: {MODEL.value}, a {type(model).__name__}")
+
+
+def _recipe(dataset: str | None, shape: tuple[int, int, int]) -> recipes.Recipe:
+    """How pictures become the pixels of a file's network; that of small images says nothing of it."""
+    known = dataset is not None and (dataset in DATASETS or dataset.startswith(FOLDER))
+    if dataset is None or (NOISE.value and not known):
+        return recipes.RECIPES["cifar"]
+    return trained.recipe_for(dataset, shape, DATA_DIR.value)
 
 
 def _labels(said: dict[str, Any], name: str, classes: int) -> list[str] | None:
@@ -225,8 +250,10 @@ def _images(network: trained.Trained, dataset: str, recipe: recipes.Recipe, shap
     try:
         images = Images(dataset, recipe, DATA_DIR.value, shape)
     except errors.UserError as error:
-        moved = "give --image_folder=FOLDER, where they are now; " if dataset.startswith(FOLDER) else ""
-        raise errors.UserError(f"{error}; {moved}or export with --noise, which goes without images") from None
+        gone = WORKDIR.value is not None and dataset.startswith(FOLDER) and not os.path.isdir(dataset[len(FOLDER) :])
+        moved = "give --image_folder=FOLDER, where they are now; " if gone else ""
+        noise = "" if COMPRESS.value else f"; {moved}or export with --noise, which goes without images"
+        raise errors.UserError(f"{error}{noise}") from None
     trained.check_classes(network, dataset, images.labels)
     images.check()
     return images
@@ -264,11 +291,12 @@ def _noise(count: int, shape: tuple[int, int, int], preprocessing: Preprocessing
 
 def _receipt(receipt: dict, folder: pathlib.Path) -> str:
     before, after = receipt["parameters"], receipt["parameters_pruned"]
+    compact = receipt.get("parameters_compact")  # none where the model is one of the user's own
+    folded = "" if compact is None else f"; {compact:,} with batch norm folded"
     lines = [
         f"{receipt['network']}, checked on {receipt['checked_on']}",
         f"  blocks      {' '.join(map(str, receipt['blocks']))} -> {' '.join(map(str, receipt['blocks_pruned']))}",
-        f"  parameters  {before:,} -> {after:,} ({100 * (after / before - 1):+.1f} %); "
-        f"{receipt['parameters_compact']:,} with batch norm folded",
+        f"  parameters  {before:,} -> {after:,} ({100 * (after / before - 1):+.1f} %){folded}",
         "",
         f"  {'form':14} {'top-1':>8} {'max |difference|':>17} {'bytes':>12}",
         f"  {'trained':14} {_percent(receipt['top1']):>8}",

@@ -151,7 +151,7 @@ def ship(
         if served:
             notes += warmup.write(version.folder, output.name, small.input_shape[1:], pictures=bool(preprocessing))
         receipt = {
-            "network": model.name,
+            "network": output.name,
             "dataset": dataset,
             "checked_on": f"{len(probe.images)} {probe.origin}",
             "input_shape": list(small.input_shape[1:]),
@@ -374,12 +374,12 @@ def _check(
         return {"form": name, "max_difference": difference, "top1": reached}
     logarithms = np.log(np.maximum(probabilities, SMALL)) - np.log(np.maximum(reference, SMALL))
     relative = float(np.abs(logarithms).max())
-    if not (difference <= TOLERANCE and relative <= LOG_TOLERANCE):
-        raise UserError(
-            f"the {name} form does not compute what the trained network does: probabilities differ by "
-            f"{difference:.2g} and their logarithms by {relative:.2g}, more than {TOLERANCE:g} and {LOG_TOLERANCE:g}; "
-            "nothing was written"
-        )
+    for what, off, bound in (("", difference, TOLERANCE), ("logarithms of ", relative, LOG_TOLERANCE)):
+        if not off <= bound:
+            raise UserError(
+                f"the {name} form does not compute what the trained network does: {what}probabilities differ by "
+                f"{off:.2g}, more than {bound:g}; nothing was written"
+            )
     return {"form": name, "max_difference": difference, "top1": reached}
 
 

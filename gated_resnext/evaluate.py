@@ -2,6 +2,7 @@
 
     python -m gated_resnext.evaluate --entry=digits_11_4_4_k1
     python -m gated_resnext.evaluate --workdir=runs/digits_11_4_4_k1 --output=evaluation
+    python -m gated_resnext.evaluate --model=odd_or_even.keras --image_folder=photos
     python -m gated_resnext.evaluate --saved_model=models/digits_11_4_4_k1/1 --image_folder=photos --split=all
 
 Top-1 with its interval, top-5, loss, calibration error and the accuracy of every class, on the test images of what the
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> None:
     if IMAGE_FOLDER.value:
         dataset = of_folder(IMAGE_FOLDER.value)
 
-    network = _network()
+    network = _network(dataset)
     from gated_resnext.progress import Count
 
     images = trained.images_for(network, dataset, DATA_DIR.value)
@@ -83,13 +84,13 @@ def main(argv: list[str]) -> None:
         _write(found, network, what, folder)
 
 
-def _network() -> trained.Trained:
+def _network(dataset: str | None) -> trained.Trained:
     if ENTRY.value is not None:
         return trained.of_entry(ENTRY.value)
     if WORKDIR.value is not None:
         return trained.of_workdir(WORKDIR.value)
     if MODEL.value is not None:
-        return trained.of_file(MODEL.value)
+        return trained.of_file(MODEL.value, dataset)
     return trained.of_saved_model(SAVED_MODEL.value, WHITE.value)
 
 
@@ -119,9 +120,9 @@ def _receipt(found: Evaluation, logits: bool) -> str:
 
 def _impossible(found: Evaluation) -> str:
     """What of the loss is no measure, as in the files of an int8 network, whose small probabilities are 0."""
-    if not found.impossible:
-        return ""
-    return f"; {found.impossible:,} images whose class has probability 0 count {-math.log(LEAST):.1f} each"
+    count = found.impossible
+    what = f"the probability of the right class is 0 {'once' if count == 1 else f'{count:,} times'}"
+    return f"; {what}, which counts as {-math.log(LEAST):.1f}" if count else ""
 
 
 def _write(found: Evaluation, network: trained.Trained, what: str, folder: pathlib.Path) -> None:

@@ -37,8 +37,9 @@ class Evaluation:
         images: how many.
         top1: share whose most probable class is theirs, the lowest number first among equals.
         top1_interval: Wilson's 95 % interval of it.
-        top5: share whose class is among the five most probable; equals of the fifth are among them.
+        top5: share whose class is among the five most probable, likewise.
         loss: mean of -log p(class), in nats; a probability below 1.2e-38 counts as that.
+        impossible: images for which it did.
         calibration_error: the expected one, \sum_m |B_m| / n |acc(B_m) - conf(B_m)| over the bins B_m of confidence.
         bins: B_1 to B_M, of equal width; bin m holds the images whose largest probability is in ((m - 1) / M, m / M].
         confusion: (classes, classes) images; row: the image's class, column: the class it was taken for.

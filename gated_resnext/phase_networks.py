@@ -70,7 +70,7 @@ class PhaseNetworks:
             phase: its gates' rate.
             rate: of the weights.
             state: what it holds; None at the start of a run.
-            fresh: whether the phase begins, without momenta.
+            fresh: without momenta, as a phase begins and what goes on from a rollback.
         """
         if self.wiring is not None and state is None:
             state = self._cut(self._initial())

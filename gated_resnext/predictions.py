@@ -101,8 +101,9 @@ def _wanted(network: str | GatedResNeXt | Sequence[int], resize: int | None) -> 
 
 def _sees_as(own: Architecture, network: Any, sizes: tuple[int, ...]) -> bool:
     """Whether a network of an entry's name takes the entry's pictures, not those of a classifier of one's own."""
-    features = not getattr(network, "include_top", True)
-    return sizes == own.input_shape and (features or network.output_shape[-1] == own.classes)
+    answers: Any = getattr(network, "output_shape", None)
+    classifies = isinstance(answers, tuple) and len(answers) == 2 and getattr(network, "include_top", True)
+    return sizes == own.input_shape and not (classifies and answers[1] != own.classes)
 
 
 def _of_entry(name: str, resize: int | None) -> tuple[tuple[int, int, int], int]:

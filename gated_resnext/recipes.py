@@ -186,8 +186,8 @@ class Recipe:
         """
         if images < self.batch_size:
             raise UserError(
-                f"{name} has {images} training images, fewer than the batch of {self.batch_size}: take smaller ones, "
-                "by --batch_size=N or recipe.with_batch_size(N)"
+                f"{name} has {images} training images, fewer than the batch of {self.batch_size}: take smaller "
+                "batches, by --batch_size=N or recipe.with_batch_size(N)"
             )
 
     def steps(self, steps_per_epoch: int) -> tuple[Rounds, ...]:

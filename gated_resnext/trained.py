@@ -74,15 +74,29 @@ def of_workdir(folder: str | os.PathLike[str], model: Any = None) -> Trained:
     return found._replace(resize=resize) if type(resize) is int and resize > 0 else found
 
 
-def of_file(path: str | os.PathLike[str]) -> Trained:
+def of_file(path: str | os.PathLike[str], dataset: str | None = None) -> Trained:
     """The network of a .keras file, with gates in it somewhere, from pixels to the probabilities or logits of classes.
+
+    Args:
+        path: the file.
+        dataset: the images it is to be tried on, of which a data set of the zoo's says how they become pixels.
 
     Raises:
         UserError: if it is not there, is damaged, or holds another kind of model.
     """
     model = model_of(path)
-    shape, classes = model.input_shape[1:], model.output_shape[1]
-    return Trained(pathlib.PurePath(path).stem, str(path), model.predict_on_batch, shape, classes, None, None, None)
+    shape, classes, info = model.input_shape[1:], model.output_shape[1], DATASETS.get(dataset or "")
+    resize = None
+    if info and info.input_shape == shape:
+        resize = recipes.RECIPES[info.recipe].shorter_side(shape, info.side)
+    batch = model.architecture.images_at_once(BATCH) if hasattr(model, "architecture") else BATCH
+    return Trained(name_of(path), str(path), model.predict_on_batch, shape, classes, None, None, resize, batch)
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """What the network of a file is called: as the file, or as the folder of a training's model.keras."""
+    file = pathlib.Path(path).expanduser().absolute()
+    return file.parent.name if file.stem == "model" and file.parent.name else file.stem
 
 
 def model_of(path: str | os.PathLike[str]) -> Any:
@@ -242,15 +256,30 @@ def _images(network: Trained, name: str, data_dir: str | os.PathLike[str] | None
     return Images(name, recipe, data_dir, _shape(network, source.info.input_shape))
 
 
-def recipe_for(dataset: str, data_dir: str | os.PathLike[str] | None = None) -> recipes.Recipe:
-    """The schedule that trains on images of that kind, which says how a picture becomes the pixels of a test image.
+def recipe_for(
+    dataset: str, shape: tuple[int, int, int], data_dir: str | os.PathLike[str] | None = None
+) -> recipes.Recipe:
+    """The schedule of a data set for an input, which says how a picture becomes the pixels of a test image.
+
+    Args:
+        dataset: what `sources.open_source` takes; it is opened where neither the zoo nor its name says what it is.
+        shape: (height, width, channels).
+        data_dir: folder of tensorflow-datasets.
 
     Raises:
         UserError: if the images are not there.
     """
-    from gated_resnext import own_data, sources
+    from gated_resnext import own_data
 
-    return recipes.RECIPES[own_data.RECIPES[sources.open_source(dataset, data_dir).streamed]]
+    info = DATASETS.get(dataset)
+    if info and info.input_shape == shape:
+        return recipes.RECIPES[info.recipe]
+    streamed = info.streamed if info else dataset.startswith(FOLDER)
+    if not info and not streamed:
+        from gated_resnext import sources
+
+        streamed = sources.open_source(dataset, data_dir).streamed
+    return recipes.RECIPES[own_data.RECIPES[streamed]]
 
 
 def _shape(network: Trained, others: tuple[int, int, int]) -> tuple[int, int, int]:

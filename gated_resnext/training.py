@@ -166,8 +166,10 @@ class Training:
     def _headline(self, phase: Phase, steps: Rounds) -> str:
         rate = phase.gate_learning_rate
         gates_are = f"gates learned at rate {rate:g}" if rate else "gates kept"
-        if rate * steps.total < FEW:
-            gates_are += f" in {steps.total:,} steps, few to decide them (--gate_learning_rate)" if rate else ""
+        arch, learning = self.run.architecture, self._learning_steps
+        decide = arch.has_binary_gates and arch.fan_in < arch.cardinality and self.place.phase == 0
+        if decide and 0 < rate * learning < FEW:
+            gates_are += f" in {learning:,} steps, few to decide them (--gate_learning_rate, in a new --workdir)"
         if self.networks.wiring is not None:
             gates_are = "wiring fixed"
         if not self.run.architecture.learnable:

@@ -24,6 +24,7 @@ from gated_resnext.recipes import Recipe
 
 # Versions and hardware, of each machine in turn where a training went on.
 TRAINED_ON = "trained_on.json"
+LONGEST = 100  # letters of two values that are told apart
 NOT_RECORDED = "not recorded"
 # Beside `run.json`: the loss was not finite, so that nobody trains it to that step again.
 DIVERGED = "diverged.json"
@@ -294,9 +295,13 @@ def _difference(name: str, there: Any, here: Any) -> str:
     """Between two values of a field; of values that look alike between what they are made of."""
     if _brief(there) != _brief(here) or not dataclasses.is_dataclass(there):
         return f"{name} is {_brief(there)} there and {_brief(here)} here"
-    fields = [field.name for field in dataclasses.fields(there)]
-    parts = ((field, getattr(there, field), getattr(here, field)) for field in fields)
-    return ", ".join(f"{field} of the {name} is {a} there and {b} here" for field, a, b in parts if a != b)
+    parts = []
+    for field in (field.name for field in dataclasses.fields(there)):
+        a, b = str(getattr(there, field)), str(getattr(here, field))
+        if a != b:
+            told = f"is {a} there and {b} here" if len(a) + len(b) < LONGEST else "is another there than here"
+            parts.append(f"{field} of the {name} {told}")
+    return ", ".join(parts)
 
 
 def _brief(value: Any) -> str:

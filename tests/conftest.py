@@ -9,8 +9,7 @@ pytest.register_assert_rewrite("runs", "processes")
 
 os.environ.pop("TFDS_DATA_DIR", None)  # no test reads or writes the user's data
 # What is promised to the last bit is promised on a CPU, and several processes share no GPU's memory.
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.update(CUDA_VISIBLE_DEVICES="", JAX_PLATFORMS="cpu")
 
 # A stall of the machine is no failure, and what failed once fails again.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)

@@ -241,7 +241,7 @@ def test_dense(run_python):
     sizes = [[int(cell.replace(",", "")) for cell in (row[4], *row[5].split(", "))] for row in (full, learned, random)]
     assert sizes[0][0] == sizes[0][1] == sizes[1][0] > max(sizes[1][1:]) and sizes[2][0] >= max(sizes[2][1:])
     done = run_python("-m", "benchmarks.dense", "--images=7")
-    assert done.returncode == 1 and "has 7 training images, fewer than the batch of 64: take" in done.stderr
+    assert done.returncode == 1 and "has 7 training images, fewer than the batch of 64: take smaller" in done.stderr
 
 
 def test_gate_gradient(run_python):

@@ -3,14 +3,15 @@
 import json
 import re
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from picture import Svg
 
-from gated_resnext import Evaluation, zoo
+from gated_resnext import Evaluation, GatedBranches, prune, trained, zoo
 from gated_resnext.data import Images
-from gated_resnext.datasets.table import FOLDER
+from gated_resnext.datasets.table import DATASETS, FOLDER
 from gated_resnext.recipes import RECIPES
 
 
@@ -26,7 +27,21 @@ def place(tmp_path_factory):
     zoo.load("digits_11_4_4_k1", classes=2, seed=0).save(folder / "odd_or_even.keras")
     zoo.load("digits_11_4_4_k1", None, seed=0).save(folder / "learning.keras")
     zoo.load("digits_11_4_4_k1", include_top=False, seed=0).save(folder / "features.keras")
+    prune(zoo.load("digits_11_4_4_k1")).save(folder / "pruned.keras")
+    (folder / "run").mkdir()
+    own_model((8, 8, 1)).save(folder / "run" / "model.keras")
+    own_model((None, None, 1)).save(folder / "any_size.keras")
     return folder
+
+
+def own_model(shape):
+    """A chain of gated branches."""
+    images = keras.Input(shape, dtype="uint8", name="images")
+    x = keras.layers.Rescaling(1 / 255)(images)
+    for options in ({}, {"fan_in": 1}):
+        x = GatedBranches([keras.layers.Conv2D(4, size, padding="same") for size in (1, 3)], **options, seed=0)(x)
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Average()(x))
+    return keras.Model(images, keras.layers.Dense(2, activation="softmax")(x))
 
 
 def command(run_python, place, name, *flags):
@@ -49,6 +64,8 @@ def test_it_is_evaluated(place, run_python):
     model = zoo.load("digits_11_4_4_k1", classes=2, seed=0)
     expected = Evaluation.of(model.predict_on_batch(pixels), labels, ["even", "odd"]).top1
     assert f"top-1              {100 * expected:.2f} %" in printed
+    of_digits = command(run_python, place, "gated_resnext.evaluate", "--model=pruned.keras", "--dataset=optical_digits")
+    assert f"top-1              {100 * zoo.card('digits_11_4_4_k1')['top1']:.2f} %" in of_digits
     told = refused(run_python, place, "gated_resnext.evaluate", "--model=odd_or_even.keras")
     assert "does not say what it was trained on: give --dataset or --image_folder" in told
 
@@ -60,6 +77,13 @@ def test_it_is_drawn_also_while_it_learns(place, run_python):
     assert "odd_or_even" in Svg(place / "fixed.svg").texts
     command(run_python, place, "gated_resnext.draw", "--model=learning.keras", "--output=learning.svg")
     assert "learning" in Svg(place / "learning.svg").texts
+    printed = command(run_python, place, "gated_resnext.draw", "--model=pruned.keras", "--output=pruned.svg")
+    active = sum(zoo.card("digits_11_4_4_k1")["active_blocks"])
+    assert f"pruned: {active} of {active} blocks are active" in printed
+    told = refused(run_python, place, "gated_resnext.draw", "--what=curves", "--model=learning.keras")
+    assert "learning.keras holds no learning curve; give the --workdir of a training" in told
+    told = refused(run_python, place, "gated_resnext.draw", "--model=run/model.keras")
+    assert "run/model.keras holds a Functional; a GatedResNeXt is drawn" in told
     told = refused(run_python, place, "gated_resnext.draw", "--what=gates", "--model=learning.keras")
     assert "learning.keras does not keep how the gates moved; give the --workdir of a training" in told
 
@@ -77,9 +101,34 @@ def test_it_is_exported(place, run_python):
     command(run_python, place, "export.compare", *both, "--image_folder=photos")
     found = json.loads((place / "found.json").read_text())
     assert found["top1"] == [receipt["top1"]] * 2 and found["images"] == receipt["checked_on"]
+    assert receipt["network"] == "odd_or_even"
     command(run_python, place, "export.prune_and_save", "--model=odd_or_even.keras", "--noise", "--output=noise")
     receipt = json.loads((place / "noise" / "odd_or_even" / "1" / "receipt.json").read_text())
     assert receipt["dataset"] is None and receipt["preprocessing"] is None and receipt["top1"] is None
+
+
+def test_one_of_ones_own_is_exported(place, run_python):
+    flags = "--model=run/model.keras", "--image_folder=photos", "--output=own", "--formats=tflite"
+    printed = command(run_python, place, "export.prune_and_save", *flags)
+    assert "run, checked on 4 test images" in printed and "folded" not in printed
+    assert (place / "own" / "run" / "1" / "model.tflite").is_file()
+
+
+def test_noise_wants_no_images(place, run_python):
+    """Also where it is told how pictures become pixels: by a data set that is not there, or as those of a folder."""
+    for number, images in enumerate(("--dataset=imagenet2012", "--image_folder=nowhere"), start=1):
+        flags = "--model=odd_or_even.keras", images, "--noise", "--output=unseen", "--formats=tflite"
+        command(run_python, place, "export.prune_and_save", *flags, "--data_dir=empty")
+        assert (place / "unseen" / "odd_or_even" / str(number) / "model.tflite").is_file()
+
+
+def test_the_images_say_how_they_are_prepared():
+    for name in ("mini_imagenet_20_4_8_k4", "imagenet_50_4_32_k16", "digits_11_4_4_k1"):
+        dataset = zoo.entry(name).dataset
+        info = DATASETS[dataset]
+        assert trained.recipe_for(dataset, info.input_shape) == RECIPES[info.recipe]
+    assert trained.recipe_for("mini_imagenet", (48, 48, 3)) == RECIPES["cifar"]  # as `train` has it for another input
+    assert trained.recipe_for(f"{FOLDER}/nowhere", (48, 48, 3)) == RECIPES["photos"]
 
 
 WRONG = {
@@ -87,6 +136,11 @@ WRONG = {
     "other classes": (("--model=learning.keras", "--image_folder=photos"), "learning tells 10 classes apart, .* has 2"),
     "features": (("--model=features.keras", "--noise"), "features.keras does not map images to classes"),
     "nothing there": (("--model=nowhere.keras", "--noise"), "there is no file nowhere.keras"),
+    "any size": (("--model=any_size.keras", "--noise"), "a model is exported for images of one size"),
+    "not to be compressed": (
+        ("--model=run/model.keras", "--image_folder=photos", "--compress=qat"),
+        "--compress is for a GatedResNeXt. Received: run/model.keras, a Functional",
+    ),
     "two": (("--model=learning.keras", "--entry=digits_11_4_4_k1"), "give one of --workdir"),
     "no file's": (("--entry=digits_11_4_4_k1", "--dataset=optical_digits"), "--dataset goes with --model"),
 }

@@ -2,6 +2,7 @@
 
 import re
 
+import keras
 import numpy as np
 import PIL.Image
 import pytest
@@ -50,7 +51,10 @@ def test_a_network_with_a_head_of_ones_own_sees_the_whole_picture():
     assert not np.array_equal(preprocess_input(image, name), whole)
     own = zoo.load(name, classes=2, seed=0)
     np.testing.assert_array_equal(preprocess_input(image, own), whole)
-    for network in (zoo.load(name), zoo.load(name, include_top=False)):
+    whole_network = zoo.load(name)
+    maps = keras.Model(whole_network.input, whole_network.get_layer("mean").output, name=name)
+    two = keras.Model(whole_network.input, {"probabilities": whole_network.output}, name=name)
+    for network in (whole_network, zoo.load(name, include_top=False), maps, two):
         np.testing.assert_array_equal(preprocess_input(image, network), preprocess_input(image, name))
 
 

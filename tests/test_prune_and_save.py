@@ -1,5 +1,6 @@
 """The export command, and its files in a process that cannot import this project."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -266,6 +267,19 @@ def test_a_form_with_numbers_that_are_none_is_refused(twenty, tmp_path, monkeypa
     with pytest.raises(UserError, match=f"^{name} gives numbers that are not finite; nothing was written"):
         shipping.ship(model, tmp_path / "out", probe, formats=(name,), max_top1_drop=100)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exact_form_has_the_same_logarithms():
+    """Of a thousand classes, all near a thousandth, a twentieth of each is less than the bound of differences."""
+    from export import shipping
+
+    reference = np.full((4, 1000), 1e-3)
+    for off, fits in ((0.005, True), (0.05, False)):
+        found = reference * np.where(np.arange(1000) % 2, 1 + off, 1 - off)
+        assert np.abs(found - reference).max() < shipping.TOLERANCE
+        with contextlib.nullcontext() if fits else pytest.raises(UserError, match=r"logarithms of .* differ by 0\.051"):
+            check = shipping._check("tflite", lambda images, found=found: found, np.zeros((4, 1)), reference, None)
+            assert check["max_difference"] == pytest.approx(off * 1e-3)
 
 
 @pytest.mark.parametrize(("off", "is_written"), [(5e-4, False), (2e-5, True)])

@@ -1,4 +1,4 @@
-"""What is drawn of a network: its wiring, gates and learning curve, from a training's workdir or a card of the zoo."""
+"""What is drawn of a network: wiring, gates and learning curve, of a training, of a card of the zoo or of a file."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Subject:
 
         model = load(path)
         if not isinstance(model, GatedResNeXt):
-            raise UserError(f"{path} holds a {type(model).__name__}; drawn are networks of modules, GatedResNeXt")
+            raise UserError(f"{path} holds a {type(model).__name__}; a GatedResNeXt is drawn (others: docs/beyond.md)")
         found = {"connectivity": model.wiring().to_dict()}
         name = pathlib.PurePath(path).stem
         return cls(name, str(path), model.architecture, found, gates=model.real_gates() or None)
@@ -138,6 +138,8 @@ class Subject:
             UserError: if no round has ended, or what is told of them is damaged.
         """
         try:
+            if self.workdir is None and "curve" not in self.found:
+                raise UserError(f"{self.place} holds no learning curve; give the --workdir of a training")
             curve = self._curve_of_card() if self.workdir is None else _curve_of_rows(read_metrics(self.workdir))
             sizes = {len(values) for values in (curve.epochs, curve.loss, curve.test_top1)}
             np.asarray([curve.epochs, curve.loss, curve.test_top1], float)
