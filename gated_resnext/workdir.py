@@ -299,8 +299,8 @@ def _difference(name: str, there: Any, here: Any) -> str:
     for field in (field.name for field in dataclasses.fields(there)):
         a, b = str(getattr(there, field)), str(getattr(here, field))
         if a != b:
-            told = f"is {a} there and {b} here" if len(a) + len(b) < LONGEST else "is another there than here"
-            parts.append(f"{field} of the {name} {told}")
+            told = f": {a} there and {b} here" if len(a) + len(b) < LONGEST else ""
+            parts.append(f"{field} of the {name} differ{'' if field.endswith('s') else 's'}{told}")
     return ", ".join(parts)
 
 

@@ -35,8 +35,9 @@ def other(trained, tmp_path):
 
 
 def test_every_documented_command_runs_without_tensorflow(trained, tmp_path, run_python):
-    lines = [line.split() for line in documented()]
-    assert len(lines) == 5
+    # But for the file, which Keras reads (tests/test_keras_files.py).
+    lines = [line.split() for line in documented() if "--model=" not in line]
+    assert len(lines) == 5 == len(documented()) - 1
     for entry in (K1, K1.replace("k1", "k2")):
         shutil.copytree(trained, tmp_path / "runs" / entry)
     blocked = "import runpy, sys; sys.modules['tensorflow'] = sys.modules['keras'] = None; "

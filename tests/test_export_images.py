@@ -104,7 +104,7 @@ def test_a_folder_that_moved_is_named_and_what_to_do(place, export):
 
 def test_a_folder_is_of_a_training_on_one(place, export, run_python):
     done = run_python("-m", "export.prune_and_save", "--entry=digits_11_4_4_k1", "--image_folder=photos", cwd=place)
-    assert "--image_folder goes with --workdir: an entry was trained on a data set" in one_line(done)
+    assert "--image_folder goes with --workdir and --model: an entry was trained on a data set" in one_line(done)
     run = Run.read(place / "run")
     files.write_json(place / "run" / "run.json", {**run.to_dict(), "dataset": "cifar10"})
     assert "is for a training on a folder; run is of cifar10" in one_line(export("--image_folder=photos"))

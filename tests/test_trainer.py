@@ -353,10 +353,10 @@ def test_a_cut_off_row_of_metrics_is_left_out(tmp_path):
             {"recipe": recipe_of(*PHASES).scaled(2)},
             "recipe is made_up of 3.7 epochs there and made_up of 7.4 epochs here",
         ),
-        ({"architecture": SMALL.replace(fan_in=2)}, "fan_in of the architecture is 1 there and 2 here"),
+        ({"architecture": SMALL.replace(fan_in=2)}, "fan_in of the architecture differs: 1 there and 2 here"),
         (
             {"recipe": dataclasses.replace(recipe_of(*PHASES), flip=True)},
-            "flip of the recipe is False there and True here",
+            "flip of the recipe differs: False there and True here",
         ),
         ({"wiring": "random"}, "wiring is learned there and random here"),
         ({"dataset": "cifar10"}, "dataset is optical_digits there and cifar10 here"),
