@@ -42,7 +42,7 @@ def test_every_block_runs(tmp_path, digits_dir):
     assert printed[0].strip().endswith(")") and "->" in printed[0]
     assert printed[1].split() == ["(2,)", "(1,", "10)", "(1,", "10)"]
     assert (tmp_path / "models" / "compose.yaml").is_file()
-    assert printed[2].split() == ["204890", "11036", "18"]  # the figure in the text
+    assert printed[2].split() == ["204890", "11036", "59"]  # the figure in the text
     assert printed[3].startswith("260442 ")
     assert float(printed[4].split()[-1]) > 0.93  # as in docs/transfer.md
 
