@@ -18,6 +18,7 @@ from gated_resnext.drawing.charts import Curve
 from gated_resnext.drawing.gate_movement import Movement
 from gated_resnext.errors import UserError
 from gated_resnext.recipes import RECIPES
+from gated_resnext.trained import name_of
 from gated_resnext.workdir import Run, read_metrics
 
 
@@ -78,8 +79,7 @@ class Subject:
         if not isinstance(model, GatedResNeXt):
             raise UserError(f"{path} holds a {type(model).__name__}; a GatedResNeXt is drawn (others: docs/beyond.md)")
         found = {"connectivity": model.wiring().to_dict()}
-        name = pathlib.PurePath(path).stem
-        return cls(name, str(path), model.architecture, found, gates=model.real_gates() or None)
+        return cls(name_of(path), str(path), model.architecture, found, gates=model.real_gates() or None)
 
     def wiring(self) -> Connectivity:
         """The wiring it ended with.
