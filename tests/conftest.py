@@ -16,6 +16,14 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers():
+    """What a test leaves to chance, such as the first weights of Keras' own layers, is the same at each run of it."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+
+
 @pytest.fixture(scope="session")
 def run_python():
     """Runs `python *arguments` to its end; stdout and stderr come back as text."""

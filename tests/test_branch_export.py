@@ -120,7 +120,6 @@ class Unregistered(layers.Layer):
 
 
 def test_branches_of_a_class_of_ones_own_become_int8_too(tmp_path):
-    keras.utils.set_random_seed(0)
     images = keras.Input(SHAPE, dtype="uint8")
     y = GatedBranches([Unregistered(), layers.Conv2D(6, 1)])(layers.Rescaling(1 / 255)(images))
     y = GatedBranches([Unregistered(), layers.Conv2D(6, 1)], sources=((0,), (0,)))(y)

@@ -169,7 +169,6 @@ def real_gates(model):
 
 
 def test_the_optimizer_finds_gates_and_kernels_by_their_names():
-    keras.utils.set_random_seed(0)
     model, alone = network(), {}
     before = {variable.path: np.asarray(variable) for variable in model.trainable_variables}
     for rates in ({"learning_rate": 0.0}, {"gate_learning_rate": 0.0, "l2": 0.1}):
@@ -266,7 +265,6 @@ def test_every_kind_of_kernel_decays():
 
 
 def test_another_optimizer_of_keras_keeps_the_gates_on_the_simplex():
-    keras.utils.set_random_seed(0)
     model = network()
     before = real_gates(model)
     model.compile(keras.optimizers.Adam(0.05), "sparse_categorical_crossentropy")
