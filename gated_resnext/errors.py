@@ -12,6 +12,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gated_resnext import quiet
+
 
 class UserError(ValueError):
     """A mistake the user can mend: the message says what was expected, what arrived and what to do."""
@@ -62,12 +64,17 @@ def shortened(error: BaseException) -> str:
     return textwrap.shorten(str(error) or type(error).__name__, 160, placeholder=" ...")
 
 
-def run(main: Callable[[list[str]], Any]) -> None:
-    """Runs a command's `main` under absl; a user's mistake becomes one line on stderr and exit status 1."""
+def run(main: Callable[[list[str]], Any], *, operands: bool = False) -> None:
+    """Runs a command's `main` under absl; a user's mistake becomes one line on stderr and exit status 1.
+
+    Args:
+        main: takes the name of the command and its operands.
+        operands: whether it has some, arguments that are no options.
+    """
     from absl import app, logging
 
     def guarded(argv: list[str]) -> int:
-        if len(argv) > 1:
+        if len(argv) > 1 and not operands:
             return _fail(f"unexpected argument {argv[1]!r}: options are written --name=value; see --help")
         try:
             main(argv)
@@ -96,7 +103,8 @@ def run(main: Callable[[list[str]], Any]) -> None:
             return _fail(str(error))
         return 0
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow, once imported, announces its build otherwise
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") != "0":  # whoever wants to hear it all
+        quiet.tensorflow()
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # else no second program beside it finds room on a GPU
     logging.set_verbosity(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):  # names of folders are any bytes
