@@ -50,20 +50,16 @@ SHOWN = 5
 
 def main(argv: list[str]) -> None:
     del argv
-    sources = [flag for flag in (ENTRY, WORKDIR, MODEL, SAVED_MODEL) if flag.value is not None]
-    if len(sources) != 1:
-        raise errors.UserError(
-            "give one of --entry=NAME (published weights), --workdir=FOLDER (a training of yours), --model=FILE.keras "
-            f"and --saved_model=PATH. Received: {', '.join(f'--{flag.name}' for flag in sources) or 'none'}"
-        )
+    sources = {flag.name: flag.value for flag in (ENTRY, WORKDIR, MODEL, SAVED_MODEL)}
+    trained.check_one(sources)
     if DATASET.value and IMAGE_FOLDER.value:
         raise errors.UserError("give one of --dataset=NAME and --image_folder=FOLDER")
-    errors.check_given(*sources, DATASET, IMAGE_FOLDER, OUTPUT, DATA_DIR)
+    errors.check_given(ENTRY, WORKDIR, MODEL, SAVED_MODEL, DATASET, IMAGE_FOLDER, OUTPUT, DATA_DIR)
     dataset = DATASET.value
     if IMAGE_FOLDER.value:
         dataset = of_folder(IMAGE_FOLDER.value)
 
-    network = _network(dataset)
+    network = trained.of_one(sources, dataset=dataset, white=WHITE.value)
     from gated_resnext.progress import Count
 
     images = trained.images_for(network, dataset, DATA_DIR.value)
@@ -82,16 +78,6 @@ def main(argv: list[str]) -> None:
     print(f"\n{network.name} on {what}\n{_receipt(_named(found), logits)}")
     if folder:
         _write(found, network, what, folder)
-
-
-def _network(dataset: str | None) -> trained.Trained:
-    if ENTRY.value is not None:
-        return trained.of_entry(ENTRY.value)
-    if WORKDIR.value is not None:
-        return trained.of_workdir(WORKDIR.value)
-    if MODEL.value is not None:
-        return trained.of_file(MODEL.value, dataset)
-    return trained.of_saved_model(SAVED_MODEL.value, WHITE.value)
 
 
 def _named(found: Evaluation) -> Evaluation:

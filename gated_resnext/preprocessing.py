@@ -59,10 +59,13 @@ class Preprocessing:
             tf.errors.InvalidArgumentError: if one of them is no such file; the others are not answered either.
         """
         spec = tf.TensorSpec(self.shape, tf.uint8)
-        return tf.map_fn(self._pixels_of_one, encoded_images, fn_output_signature=spec)
+        return tf.map_fn(
+            lambda encoded: self.cropped(decode(encoded, self.shape[2])), encoded_images, fn_output_signature=spec
+        )
 
-    def _pixels_of_one(self, encoded: tf.Tensor) -> tf.Tensor:
-        return central_crop(decode(encoded, self.shape[2]), self.shape[:2], self.resize)
+    def cropped(self, image: tf.Tensor) -> tf.Tensor:
+        """The network's input of one picture, (H, W, channels) uint8 of any size."""
+        return central_crop(image, self.shape[:2], self.resize)
 
 
 def decode(encoded: tf.Tensor, channels: int = 3) -> tf.Tensor:

@@ -319,11 +319,8 @@ class FolderSource:
         """File and class of each image, in order; files that are none are counted by their endings."""
         rows = []
         for number, label in enumerate(self.labels):
-            # By the parts of their names, in the same order on every system.
-            for path in sorted((root / label).rglob("*"), key=lambda path: path.relative_to(root).parts):
-                if any(part.startswith(".") for part in path.relative_to(root).parts) or not path.is_file():
-                    continue
-                if path.suffix.lower() in SUFFIXES:
+            for path in walked(root / label):
+                if is_picture(path):
                     rows.append((path, number))
                 else:
                     self.others[path.suffix or "without an ending"] += 1
@@ -403,6 +400,31 @@ class FolderSource:
             raise UserError(f"{len(broken)} of {len(paths)} images cannot be decoded; mend or remove them: {some}")
 
 
+def walked(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files in a folder, however deep, without hidden ones: by the parts of their names, the same everywhere."""
+    found = sorted((path.relative_to(folder).parts, path) for path in folder.rglob("*"))
+    return [path for parts, path in found if not any(part.startswith(".") for part in parts) and path.is_file()]
+
+
+def is_picture(path: pathlib.Path) -> bool:
+    """Whether a file is called as one."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def reader(prepared: preprocessing.Preprocessing) -> Callable[[pathlib.Path], np.ndarray | None]:
+    """What reads a picture's pixels, (height, width, channels) uint8; None where it cannot be decoded."""
+    shape = tf.TensorSpec((None, None, prepared.shape[2]), tf.uint8)
+    with tf.device("CPU:0"):
+        crop = tf.function(prepared.cropped, autograph=False).get_concrete_function(shape)
+
+    def pixels(path: pathlib.Path) -> np.ndarray | None:
+        with tf.device("CPU:0"):  # as the test images were
+            image = _decoded(path, prepared.shape[2])
+            return None if image is None else crop(image).numpy()
+
+    return pixels
+
+
 def spread(count: int, rows: int) -> list[int]:
     """`count` of the numbers below `rows`, or all: evenly spaced, and so are the first of them, however many.
 
@@ -423,11 +445,19 @@ def _tensors(files: Sequence[tuple[pathlib.Path, int]]) -> tuple[tf.Tensor, tf.T
 
 
 def _decodes(path: pathlib.Path) -> bool:
+    return _decoded(path) is not None
+
+
+def _decoded(path: pathlib.Path, channels: int = 3) -> tf.Tensor | None:
+    """(H, W, channels) uint8; None where it is no picture that TensorFlow reads."""
     try:
         content = path.read_bytes()
-        return not _has_colour_palette(content) and bool(tf.size(preprocessing.decode(tf.constant(content))) > 0)
+        if _has_colour_palette(content):
+            return None
+        image = preprocessing.decode(tf.constant(content), channels)
     except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, tf.errors.ResourceExhaustedError, OSError):
-        return False
+        return None
+    return image if tf.size(image) > 0 else None
 
 
 def _has_colour_palette(content: bytes) -> bool:

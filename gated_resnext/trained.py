@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import importlib.util
 import os
@@ -44,6 +45,37 @@ class Trained(NamedTuple):
     resize: int | None
     batch: int = BATCH  # images of a call
     digest: str | None = None
+
+
+def check_one(sources: dict[str, str | None]) -> None:
+    """Finds that one of the four flags that name a network has a value.
+
+    Args:
+        sources: the values of --entry, --workdir, --model and --saved_model by those names.
+
+    Raises:
+        UserError: if none or several have.
+    """
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise UserError(
+            "give one of --entry=NAME (published weights), --workdir=FOLDER (a training of yours), --model=FILE.keras "
+            f"and --saved_model=PATH. Received: {', '.join(f'--{name}' for name in given) or 'none'}"
+        )
+
+
+def of_one(sources: dict[str, str | None], *, dataset: str | None = None, white: float = 255.0) -> Trained:
+    """The network that `check_one` found to be named.
+
+    Raises:
+        UserError: as `of_entry`, `of_workdir`, `of_file` and `of_saved_model`, which see.
+    """
+    (name, value), *_ = ((name, value) for name, value in sources.items() if value is not None)
+    if name == "entry":
+        return of_entry(value)
+    if name == "workdir":
+        return of_workdir(value)
+    return of_file(value, dataset) if name == "model" else of_saved_model(value, white)
 
 
 def of_entry(name: str) -> Trained:
@@ -109,7 +141,8 @@ def model_of(path: str | os.PathLike[str]) -> Any:
 
     model = gated_resnext.load(path)
     shapes = model.input_shape, model.output_shape  # lists, where there are several
-    if tuple(map(len, shapes)) != (4, 2) or not all(isinstance(shape, tuple) for shape in shapes):
+    classifies = getattr(model, "include_top", True) and tuple(map(len, shapes)) == (4, 2)
+    if not classifies or not all(isinstance(shape, tuple) for shape in shapes):
         raise UserError(f"{path} does not map images to classes: {shapes[0]} to {shapes[1]}")
     return model
 
@@ -187,14 +220,17 @@ def of_opened(opened: Opened) -> Trained:
 
 def labels_beside(folder: pathlib.Path) -> list[str] | None:
     """The names of the classes that an export wrote beside the network."""
-    for path in (folder / "assets" / "labels.txt", folder / "labels.txt"):
-        if path.is_file():
-            text = path.read_bytes().decode("utf-8", "surrogateescape")
-            lines = text.removesuffix("\n").split("\n")  # a name may hold other ends of lines
-            if all(line.endswith("\r") for line in lines):  # as Windows ends them
-                lines = [line.removesuffix("\r") for line in lines]
-            return lines if text else None
-    return None
+    found = [path for path in (folder / "assets" / "labels.txt", folder / "labels.txt") if path.is_file()]
+    return read_labels(found[0]) or None if found else None
+
+
+def read_labels(path: pathlib.Path) -> list[str]:
+    """Names of classes, a line each; they are any bytes, as those of folders are."""
+    text = path.read_bytes().removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+    lines = text.removesuffix("\n").split("\n") if text else []  # a name may hold other ends of lines
+    if all(line.endswith("\r") for line in lines):  # as Windows ends them
+        lines = [line.removesuffix("\r") for line in lines]
+    return lines
 
 
 def _names(labels: Any) -> list[str] | None:
@@ -253,7 +289,7 @@ def _images(network: Trained, name: str, data_dir: str | os.PathLike[str] | None
     recipe = dataclasses.replace(recipes.RECIPES[own_data.RECIPES[source.streamed]], batch_size=1)
     if source.streamed:
         recipe = dataclasses.replace(recipe, test_resize=network.resize)
-    return Images(name, recipe, data_dir, _shape(network, source.info.input_shape))
+    return Images(name, recipe, data_dir, whole_shape(network, source.info.input_shape))
 
 
 def recipe_for(
@@ -282,11 +318,15 @@ def recipe_for(
     return recipes.RECIPES[own_data.RECIPES[streamed]]
 
 
-def _shape(network: Trained, others: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The network's input, in what it does not say the data set's."""
+def whole_shape(network: Trained, others: tuple[int, int, int] = (0, 0, 0)) -> tuple[int, int, int]:
+    """The network's input, (height, width, channels), in what it does not say that of `others`.
+
+    Raises:
+        UserError: if neither says it.
+    """
     height, width, channels = (own or other for own, other in zip(network.shape, others, strict=True))
     if not (height and width and channels):
-        raise UserError(f"{network.name} does not say the size of its images, and the data set has them of any size")
+        raise UserError(f"{network.name} does not say the size of its images, and they are of any size")
     return height, width, channels
 
 
