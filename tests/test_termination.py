@@ -109,8 +109,11 @@ def test_sigterm_saves_and_ends_the_command_with_status_0(commands):
     status, printed, errors, seconds = found["third"]
     assert status == 0, errors
     assert seconds < 10
-    step = int(re.search(r"^Saved after step (\d+) of 43; the same command goes on from there$", printed, re.M)[1])
-    assert step == found["third left"]["step"] >= 16
+    saved = re.search(r"^Saved after step (\d+) of 43; the same command goes on from there$", printed, re.M)
+    if saved is None:  # a busy machine compiled longer than that
+        assert "Stopped at once; the same command goes on from the newest checkpoint" in printed
+        assert seconds >= termination.GRACE_S
+    assert found["third left"]["step"] == (int(saved[1]) if saved else 16) >= 16
     assert "Traceback" not in errors and "\nerror:" not in errors and "\nTrained" not in printed
 
 
