@@ -42,7 +42,8 @@ class Row(NamedTuple):
     @property
     def paper(self) -> Paper | None:
         """What the paper reports of it."""
-        return ENTRIES[self.name].paper if self.name in ENTRIES else None
+        entry = ENTRIES.get(self.name)
+        return entry.paper if entry and entry.dataset == self.dataset else None
 
     @property
     def connectivity(self) -> str:

@@ -9,6 +9,7 @@ import csv
 import io
 import math
 import os
+import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from gated_resnext import markdown as tables
 from gated_resnext import versions
 from gated_resnext.connectivity import Connectivity
+from gated_resnext.datasets.table import FOLDER
 from gated_resnext.experiments import Experiment, Row
 from gated_resnext.recipes import Recipe
 from zoo.entries import Paper
@@ -122,8 +124,8 @@ def markdown(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcom
     """The ledger of an experiment, blank where nothing was run yet."""
     by_row = {row.name: [one for one in outcomes if one.row.name == row.name] for row in experiment.rows}
     parts = [
-        [f"# {experiment.title}, {experiment.dataset}"],
-        [_how_much(setting)],
+        [f"# {experiment.title}, {_named(experiment.dataset)}"],
+        [_how_much(experiment, setting)],
         _header(experiment, setting, outcomes),
         table(experiment, setting, outcomes).splitlines(),
     ]
@@ -144,6 +146,9 @@ def table(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome])
     for row in experiment.rows:
         ended = [one for one in outcomes if one.row.name == row.name]
         rows.append([*_of_paper(row, experiment), *_measured(row, setting, ended)])
+    if not _has_paper(experiment):
+        kept = [number for number, name in enumerate(columns) if not name.startswith("paper")]
+        columns, *rows = [[cells[number] for number in kept] for cells in (columns, *rows)]
     return "\n".join(tables.table(columns, rows))
 
 
@@ -190,7 +195,7 @@ def csv_lines(setting: Setting, outcomes: Sequence[Outcome]) -> str:
         writer.writerow(
             {
                 **of_result,
-                **{"row": row.name, "dataset": row.dataset, "wiring": row.wiring, "seed": seed},
+                **{"row": row.name, "dataset": _named(row.dataset), "wiring": row.wiring, "seed": seed},
                 **{"fan_in": row.architecture.fan_in, "diverged_at_step": diverged, "active_blocks": active},
                 **{"parameters": row.architecture.parameters(), "parameters_pruned": pruned, "gate_entropy": entropy},
                 **{"schedule_epochs": setting.whole.epochs, "recipe": setting.recipe.name, "limit": setting.limit},
@@ -202,12 +207,23 @@ def csv_lines(setting: Setting, outcomes: Sequence[Outcome]) -> str:
 # The header
 
 
-def _how_much(setting: Setting) -> str:
+def _named(dataset: str) -> str:
+    """A data set's name; of a folder its own, without where it lies."""
+    return pathlib.PurePath(dataset).name if dataset.startswith(FOLDER) else dataset
+
+
+def _how_much(experiment: Experiment, setting: Setting) -> str:
     """How much of the schedule and of the images was trained, so that no short run is read as the paper's."""
     text = f"Trained: {_trained(setting)}."
-    if setting.recipe != setting.whole or setting.limit is not None:
+    short = setting.recipe != setting.whole or setting.limit is not None
+    if short and _has_paper(experiment):
         text = f"**{text} Not to be compared with the paper's numbers, which are of its whole schedule on all images.**"
     return text
+
+
+def _has_paper(experiment: Experiment) -> bool:
+    """Whether the paper reports any of it; of data that is not its own it reports nothing."""
+    return any(row.paper for row in experiment.rows)
 
 
 def _trained(setting: Setting) -> str:
@@ -237,7 +253,7 @@ def _header(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome
     return [
         f"- command: `{setting.command}`",
         f"- runs: {len(outcomes)} of {runs} ended; {seeds}",
-        f"- data: {experiment.dataset}{images}",
+        f"- data: {_named(experiment.dataset)}{images}",
         f"- schedule: {recipe.name}, batches of {recipe.batch_size}: {phases}",
         *_batch_norm(experiment, setting, outcomes),
         f"- versions: {_of_all('versions', setting.versions, outcomes)}",

@@ -44,6 +44,7 @@ class PhaseNetworks:
         engine: what compiles it.
         mean_image: gives that of the training images, float32, asked for at the start of a run alone.
         options: of the network and its arithmetic.
+        first: gives the weights of a network to begin with; None for its own, freshly initialised, and that mean image.
 
     Attributes:
         wiring: None while it is learned, and of Fixed-Full.
@@ -51,9 +52,14 @@ class PhaseNetworks:
     """
 
     def __init__(
-        self, run: Run, engine: Engine, mean_image: Callable[[], np.ndarray], options: Options = OPTIONS
+        self,
+        run: Run,
+        engine: Engine,
+        mean_image: Callable[[], np.ndarray],
+        options: Options = OPTIONS,
+        first: Callable[[GatedResNeXt], Weights] | None = None,
     ) -> None:
-        self.run, self.engine, self.mean_image = run, engine, mean_image
+        self.run, self.engine, self.mean_image, self.first = run, engine, mean_image, first
         self.options = options
         self.wiring = run.initial_wiring()
         self.unused: Weights = {}
@@ -72,8 +78,10 @@ class PhaseNetworks:
             state: what it holds; None at the start of a run.
             fresh: without momenta, as a phase begins and what goes on from a rollback.
         """
-        if self.wiring is not None and state is None:
-            state = self._cut(self._initial())
+        if state is None and (self.wiring is not None or self.first is not None):
+            state = self._initial()
+            if self.wiring is not None:
+                state = self._cut(state)
         wiring, loop = self._fixed
         if loop is None or wiring != self.wiring or state is None:  # at its start a run has the initial weights
             loop = self._compiled(phase)
@@ -137,7 +145,10 @@ class PhaseNetworks:
 
     def _initial(self) -> Weights:
         """Of the whole network, with the unused blocks of a fixed wiring."""
-        return {**self._network(self.wiring).weights_by_name(), "standardize/mean_image": self.mean_image()}
+        model = self._network(self.wiring)
+        if self.first is not None:
+            return self.first(model)
+        return {**model.weights_by_name(), "standardize/mean_image": self.mean_image()}
 
     def _cut(self, state: Weights) -> Weights:
         assert self.wiring is not None

@@ -55,6 +55,8 @@ def publish(
         raise UserError(f"the zoo holds runs on all training images. Received: one on the first {run.limit:,}")
     if run.connectivity is not None:
         raise UserError(f"the zoo holds {run.entry} with the wiring of its name. Received: one with a given wiring")
+    if run.weights is not None:
+        raise UserError(f"the zoo holds {run.entry} trained from fresh weights. Received: one from {run.weights}")
     if not (workdir / "result.json").is_file():
         raise UserError(f"{workdir} has no result.json: its training has not ended")
     if not (folder / "entries.py").is_file():

@@ -150,6 +150,18 @@ class Recipe:
             for mine, theirs in zip(self.phases, whole.phases, strict=True)
         )
 
+    def fine_tuning(self) -> Recipe:
+        """The phases alone that have a smaller rate than the first: the last two of the paper's four.
+
+        Example:
+
+        >>> [(phase.epochs, phase.learning_rate) for phase in RECIPES["photos"].fine_tuning().phases]
+        [(50.0, 0.01), (50.0, 0.001)]
+        """
+        first = self.phases[0].learning_rate
+        phases = tuple(phase for phase in self.phases if phase.learning_rate < first)
+        return dataclasses.replace(self, name=f"{self.name}, fine-tuning", phases=phases)
+
     def with_gate_rate(self, rate: float) -> Recipe:
         """The same schedule with gates learned at another rate, which its name then says.
 

@@ -1,8 +1,11 @@
 """Reproduces a table, a figure or an ablation: trains its rows and keeps a ledger, the paper's numbers beside ours.
 
+Or compares the wirings of the paper's tables on images of your own.
+
     python -m gated_resnext.reproduce --table=3 --rows='cifar10_20_4_8_*'
     python -m gated_resnext.reproduce --figure=2 --dataset=cifar10 --epochs_scale=0.05 --seeds=2
     python -m gated_resnext.reproduce --ablation=gates --dataset=optical_digits
+    python -m gated_resnext.reproduce --image_folder=photos --seeds=2
 
 Trains one run after the other into --output, and writes <output>/<what>.md and .csv, of a figure also .svg, after each;
 the same command again goes on where it stopped.
@@ -18,6 +21,7 @@ from typing import Any
 from absl import flags
 
 from gated_resnext import errors, experiments, ledger, recipes, reproduction, training_flags, versions, zoo
+from gated_resnext.datasets.table import FOLDER, of_folder
 from gated_resnext.drawing import canvas
 
 TABLE = flags.DEFINE_enum("table", None, [f"{number}" for number in experiments.TABLES], "Table of the paper.")
@@ -28,7 +32,13 @@ ABLATION = flags.DEFINE_enum(
 DATASET = flags.DEFINE_string(
     "dataset",
     None,
-    f"One of {', '.join(zoo.DATASETS)}. Default: that of the paper; of the ablations {experiments.ABLATED_ON}.",
+    f"One of {', '.join(zoo.DATASETS)}. Default: that of the paper; of the ablations {experiments.ABLATED_ON}. "
+    "With none of the three: compare wirings on it, any data set of tensorflow-datasets with `image` and `label`.",
+)
+IMAGE_FOLDER = flags.DEFINE_string("image_folder", None, "Or compare wirings on a folder of images, as train takes it.")
+ENTRY = flags.DEFINE_string("entry", None, "The zoo's network whose shape is compared there. Default: a small one.")
+ARCHITECTURE = flags.DEFINE_string(
+    "architecture", None, "Fields of its Architecture to change, as JSON or in a .json file."
 )
 ROWS = flags.DEFINE_list("rows", ["*"], "Names of the rows to run, as shell patterns.", allow_overwrite=False)
 SEEDS = flags.DEFINE_integer("seeds", 4, "How many seeds, from 0 on. The paper has 4.", 1, 10_000)
@@ -49,9 +59,9 @@ flags.adopt_module_key_flags(training_flags)
 
 def main(argv: list[str]) -> None:
     del argv
-    errors.check_given(DATASET, training_flags.RECIPE, OUTPUT, HARDWARE, DATA_DIR)
-    experiment = reproduction.chosen(_experiment(), ROWS.value)
-    whole = recipes.RECIPES[zoo.DATASETS[experiment.dataset].recipe]
+    errors.check_given(DATASET, IMAGE_FOLDER, ENTRY, ARCHITECTURE, training_flags.RECIPE, OUTPUT, HARDWARE, DATA_DIR)
+    experiment, whole = _of_ones_own() if _is_of_ones_own() else _of_the_paper()
+    experiment = reproduction.chosen(experiment, ROWS.value)
     recipe = training_flags.recipe(whole.name)
     machine = versions.of_training(), HARDWARE.value or ""
     setting = ledger.Setting(_command(), recipe, whole, SEEDS.value, LIMIT.value, *machine)
@@ -69,17 +79,45 @@ def main(argv: list[str]) -> None:
     diverged = sum(one.diverged is not None for one in outcomes)
     print(
         f"\n{ledger.table(experiment, setting, outcomes)}\n\n"
-        f"{experiment.title} on {experiment.dataset}: {len(outcomes)} runs ended, {diverged} of them diverged\n"
+        f"{experiment.title} on {experiment.dataset.removeprefix(FOLDER)}: {len(outcomes)} runs ended, {diverged} of "
+        "them diverged\n"
         f"  written   {folder}/{experiment.key}.md, .csv{' and .svg' if experiment.plots else ''}\n"
         f"  workdirs  {folder}/{experiment.key}/"
     )
+
+
+def _is_of_ones_own() -> bool:
+    return bool(IMAGE_FOLDER.value or (DATASET.value and not (TABLE.value or FIGURE.value or ABLATION.value)))
+
+
+def _of_ones_own() -> tuple[experiments.Experiment, recipes.Recipe]:
+    """Wirings on a folder or a data set, and the schedule that fits it."""
+    if TABLE.value or FIGURE.value or ABLATION.value or (DATASET.value and IMAGE_FOLDER.value):
+        raise errors.UserError("--image_folder compares wirings: leave --table, --figure, --ablation and --dataset out")
+    from gated_resnext import own_data
+
+    dataset = of_folder(IMAGE_FOLDER.value) if IMAGE_FOLDER.value else DATASET.value
+    own_data.check_backend(dataset)
+    fields = own_data.read_fields(ARCHITECTURE.value)
+    return own_data.wirings(dataset, entry=ENTRY.value, fields=fields, data_dir=DATA_DIR.value)
+
+
+def _of_the_paper() -> tuple[experiments.Experiment, recipes.Recipe]:
+    """What --table, --figure or --ablation asks for, and the schedule of its data set."""
+    if ENTRY.value or ARCHITECTURE.value:
+        raise errors.UserError("--entry and --architecture are of a comparison on --image_folder or --dataset alone")
+    experiment = _experiment()
+    return experiment, recipes.RECIPES[zoo.DATASETS[experiment.dataset].recipe]
 
 
 def _experiment() -> experiments.Experiment:
     given = [flag for flag in (TABLE, FIGURE, ABLATION) if flag.value is not None]
     if len(given) != 1:
         received = " and ".join(f"--{flag.name}={flag.value}" for flag in given) or "none"
-        raise errors.UserError(f"give one of --table, --figure and --ablation. Received: {received}")
+        raise errors.UserError(
+            "give one of --table, --figure and --ablation, or, to compare wirings, --image_folder or --dataset. "
+            f"Received: {received}"
+        )
     if TABLE.value:
         return experiments.table(int(TABLE.value), DATASET.value)
     if FIGURE.value:
@@ -99,10 +137,13 @@ def _options() -> dict[str, Any]:
 
 def _command() -> str:
     """The command as given, without the folders of this machine."""
-    own = TABLE, FIGURE, ABLATION, DATASET, ROWS, SEEDS, training_flags.EPOCHS_SCALE, LIMIT
+    own = TABLE, FIGURE, ABLATION, DATASET, ENTRY, ARCHITECTURE, ROWS, SEEDS, training_flags.EPOCHS_SCALE, LIMIT
     told = *own, *training_flags.SCHEDULE, *training_flags.ARITHMETIC
     given = [flags.FLAGS[flag.name] for flag in told if flags.FLAGS[flag.name].present]
-    command = " ".join(["python -m gated_resnext.reproduce", *(shlex.quote(flag.serialize()) for flag in given)])
+    options = [flag.serialize() for flag in given]
+    if IMAGE_FOLDER.value:
+        options.insert(0, f"--image_folder={pathlib.PurePath(IMAGE_FOLDER.value).name}")
+    command = shlex.join(["python", "-m", "gated_resnext.reproduce", *options])
     backend = versions.backend()
     return command if backend == "tensorflow" else f"KERAS_BACKEND={backend} {command}"
 

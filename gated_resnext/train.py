@@ -5,6 +5,7 @@
     python -m gated_resnext.train --entry=cifar10_20_4_8_k4 --wiring=runs/other/result.json --workdir=runs/given
     python -m gated_resnext.train --entry=cifar10_20_4_8_k4 --architecture='{"depth": 29, "fan_in": 2}'
     python -m gated_resnext.train --image_folder=photos --epochs_scale=0.1
+    python -m gated_resnext.train --image_folder=photos --weights=cifar10_20_4_8_k4
     python -m gated_resnext.train --dataset=tf_flowers --architecture='{"width": 8}' --batch_size=32
 
 Trains into --workdir; the same command again goes on where it stopped.
@@ -12,17 +13,18 @@ Trains into --workdir; the same command again goes on where it stopped.
 
 from __future__ import annotations
 
-import json
-import os
 import pathlib
 import shlex
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from gated_resnext import errors, files, recipes, training_flags, versions, workdir, zoo
+from gated_resnext import errors, recipes, training_flags, versions, workdir, zoo
 from gated_resnext.connectivity import Connectivity
-from gated_resnext.datasets.table import DATASETS, of_folder
+from gated_resnext.datasets.table import of_folder
+
+if TYPE_CHECKING:
+    from gated_resnext.start import Start
 
 ENTRY = flags.DEFINE_string(
     "entry",
@@ -36,6 +38,12 @@ IMAGE_FOLDER = flags.DEFINE_string(
 )
 ARCHITECTURE = flags.DEFINE_string(
     "architecture", None, "Fields of the entry's Architecture to change, as JSON or in a .json file."
+)
+WEIGHTS = flags.DEFINE_string(
+    "weights",
+    None,
+    "A trained network to begin with, its weights and its wiring: a published one of the zoo, a workdir or a .keras "
+    "file. Default schedule: the phases of smaller rates, with which the paper's end; default data: its own.",
 )
 WIRING = flags.DEFINE_string(
     "wiring",
@@ -55,19 +63,27 @@ flags.adopt_module_key_flags(training_flags)
 
 def main(argv: list[str]) -> None:
     del argv
-    errors.check_given(ENTRY, DATASET, IMAGE_FOLDER, ARCHITECTURE, training_flags.RECIPE, WIRING, WORKDIR, DATA_DIR)
+    given = ENTRY, DATASET, IMAGE_FOLDER, ARCHITECTURE, training_flags.RECIPE, WEIGHTS, WIRING, WORKDIR, DATA_DIR
+    errors.check_given(*given)
+    if WEIGHTS.value is not None and (ENTRY.value or WIRING.value):
+        raise errors.UserError("--weights says what the network and its wiring are: leave --entry and --wiring out")
     run = _wired(_run_of_the_zoo()) if _is_of_the_zoo() else None
 
     from gated_resnext import trainer
 
-    options = training_flags.options()
-    run = run or _wired(_run_of_another())
+    options, begin = training_flags.options(), None
+    if WEIGHTS.value is not None:
+        from gated_resnext import start
+
+        begin = start.read(WEIGHTS.value)
+    run = run or _wired(_run_of_another(begin))
     folder = pathlib.Path(WORKDIR.value or f"runs/{run.entry}").expanduser()
     result = trainer.train(
         run,
         folder,
         data_dir=DATA_DIR.value,
         began=lambda devices: workdir.note_machine(folder, versions.of_training(), versions.hardware(devices)),
+        start=begin,
         **options,
     )
     if not _writes(options["strategy"]):
@@ -109,7 +125,7 @@ def _writes(strategy: Any) -> bool:
 
 def _is_of_the_zoo() -> bool:
     """Whether it is a network of the zoo on the data set that is its own."""
-    return not (DATASET.value or IMAGE_FOLDER.value or ARCHITECTURE.value)
+    return not (DATASET.value or IMAGE_FOLDER.value or ARCHITECTURE.value or WEIGHTS.value)
 
 
 def _run_of_the_zoo() -> workdir.Run:
@@ -118,62 +134,47 @@ def _run_of_the_zoo() -> workdir.Run:
     return workdir.Run.of(entry, recipe, seed=SEED.value)
 
 
-def _run_of_another() -> workdir.Run:
-    """The run of another network than the zoo's, or on other data."""
+def _run_of_another(begin: Start | None) -> workdir.Run:
+    """The run of another network than the zoo's, on other data, or from the weights of a trained one."""
     if DATASET.value and IMAGE_FOLDER.value:
         raise errors.UserError("give one of --dataset=NAME and --image_folder=FOLDER")
     entry, dataset = ENTRY.value, of_folder(IMAGE_FOLDER.value) if IMAGE_FOLDER.value else DATASET.value
-    if dataset is None:
+    if dataset is None and begin is not None:
+        if begin.dataset is None:
+            raise errors.UserError(f"{WEIGHTS.value} does not say on what to train: give --image_folder or --dataset")
+        dataset = begin.dataset
+    elif dataset is None:
         entry = entry or zoo.DEFAULT
         dataset = zoo.entry(entry).dataset
-    _check_backend(dataset)
     from gated_resnext import own_data
 
+    own_data.check_backend(dataset)
     return own_data.run_of(
         dataset,
         entry=entry,
-        fields=_fields(ARCHITECTURE.value),
-        recipe=training_flags.recipe,
+        fields=own_data.read_fields(ARCHITECTURE.value),
+        recipe=training_flags.recipe if begin is None else _fine_tuning,
         seed=SEED.value,
         data_dir=DATA_DIR.value,
+        start=begin,
     )
 
 
-def _check_backend(dataset: str) -> None:
-    """Finds that TensorFlow reads the images, where no table says what they are."""
-    import keras
-
-    if keras.backend.backend() == "jax" and dataset not in DATASETS:
-        raise errors.UserError(
-            "under JAX a network is trained on what gated_resnext.pack wrote of "
-            f"{', '.join(name for name, info in DATASETS.items() if not info.streamed)}; for any other --dataset and "
-            "--image_folder set KERAS_BACKEND=tensorflow"
-        )
+def _fine_tuning(default: str) -> recipes.Recipe:
+    """The end of the default schedule, or all of --recipe."""
+    found = training_flags.recipe(default)
+    return found if training_flags.RECIPE.value else found.fine_tuning()
 
 
 def _wired(run: workdir.Run) -> workdir.Run:
     """The run with the wiring of --wiring, where there is one; a rate of the gates goes with learned ones alone."""
     run = run if WIRING.value is None else run.with_wiring(Connectivity.read(WIRING.value))
     learns = run.wiring == "learned" and run.architecture.learnable
+    learns = learns and any(phase.gate_learning_rate for phase in run.recipe.phases)
     if training_flags.GATE_LEARNING_RATE.value is not None and not learns:
         kind = run.wiring if run.architecture.learnable else "full"
         raise errors.UserError(f"--gate_learning_rate is of gates that are learned; {run.entry} has a {kind} wiring")
     return run
-
-
-def _fields(text: str | None) -> dict[str, Any]:
-    """The object of --architecture, which is JSON or the path of a file with it."""
-    if text is None:
-        return {}
-    try:
-        fields = files.read_json(os.path.expanduser(text)) if text.endswith(".json") else json.loads(text)
-    except errors.UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise errors.UserError(f"--architecture is no JSON ({error}). Received: {text[:100]!r}") from None
-    if not isinstance(fields, dict):
-        raise errors.UserError(f'--architecture must be like {{"depth": 29, "fan_in": 2}}. Received: {text[:100]!r}')
-    return fields
 
 
 if __name__ == "__main__":

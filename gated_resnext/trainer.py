@@ -18,6 +18,7 @@ from gated_resnext import workdir
 from gated_resnext.engines import Engine
 from gated_resnext.errors import UserError, shortened
 from gated_resnext.phase_networks import Options
+from gated_resnext.start import Start
 from gated_resnext.termination import Termination
 from gated_resnext.training import Training
 from gated_resnext.workdir import Run
@@ -39,6 +40,7 @@ def train(
     checkpoint_s: float = 60.0,
     began: Callable[[str], None] | None = None,
     on_round: Callable[[dict[str, Any]], None] | None = None,
+    start: Start | None = None,
 ) -> dict[str, Any]:
     """Trains, or goes on training, and evaluates.
 
@@ -61,6 +63,8 @@ def train(
         began: called with what trains, such as "the CPU", before the first step, once nothing is left to be refused;
             not where no step is left.
         on_round: called with every new row of `metrics.jsonl`; of several workers, in the first.
+        start: the network that the run begins with, as `start.read` gave it; None of a run from fresh weights, or of
+            one that has a checkpoint.
 
     Returns:
         The result, as `result.json` holds it.
@@ -76,6 +80,8 @@ def train(
         raise UserError(f"on_nan must be one of {', '.join(ON_NAN)}. Received: {on_nan!r}")
     if precision not in PRECISIONS:
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {precision!r}")
+    if start is not None and run.weights != start.name:
+        raise UserError(f"the run begins with {run.weights or 'fresh weights'}. Received: start={start.name!r}")
     engine = _engine(strategy)
     if run.recipe.batch_size % engine.replicas:
         raise UserError(
@@ -89,7 +95,7 @@ def train(
         workdir.check(run, folder, free=locked)  # another may have begun while the images were prepared
         options = Options(sync_batch_norm, precision, remat)
         hooks = began or (lambda devices: None), on_round or (lambda row: None)
-        training = Training(run, folder, images, engine, options, on_nan, checkpoint_s, termination, *hooks)
+        training = Training(run, folder, images, engine, options, on_nan, checkpoint_s, termination, *hooks, start)
         try:
             return training.run_phases()
         except engine.Unreadable as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import pathlib
 import time
@@ -26,6 +27,7 @@ from gated_resnext.progress import Progress
 from gated_resnext.pruning import Weights
 from gated_resnext.recipes import Phase, Rounds
 from gated_resnext.scores import Scores
+from gated_resnext.start import Start
 from gated_resnext.termination import Termination
 from gated_resnext.workdir import Run
 
@@ -60,6 +62,7 @@ class Training:
         termination: what tells whether to stop; None for what nobody asks.
         began: called with what trains, before the first step.
         on_round: called with every new row of the metrics.
+        start: the network it begins with, where it is not a fresh one.
     """
 
     def __init__(
@@ -74,9 +77,10 @@ class Training:
         termination: Termination | None = None,
         began: Callable[[str], None] = lambda devices: None,
         on_round: Callable[[dict[str, Any]], None] = lambda row: None,
+        start: Start | None = None,
     ) -> None:
         self.run, self.folder, self.images, self.engine = run, folder, images, engine
-        self.on_nan, self.began, self.on_round = on_nan, began, on_round
+        self.on_nan, self.began, self.on_round, self.start = on_nan, began, on_round, start
         self.termination = termination or Termination()
         self.chief = engine.chief
         if self.chief and not (folder / "run.json").is_file():
@@ -86,7 +90,8 @@ class Training:
         self.checkpoints = Checkpoints(folder / "checkpoints", checkpoint_s)
         self.schedule: tuple[Rounds, ...] = run.recipe.steps(images.steps_per_epoch)
         self.history = GateHistory(folder, self._learning_steps)
-        self.networks = PhaseNetworks(run, engine, self._mean_image, options)
+        first = None if start is None else functools.partial(start.fitted, labels=images.labels)
+        self.networks = PhaseNetworks(run, engine, images.mean_image, options, first)
         self.place = self._start()
         self.saved = (-1, -1)
         self.rates: dict[int, float] = {}  # by phase, where one was rolled back
@@ -135,11 +140,16 @@ class Training:
         self.began_at = self.place.step
         if self.place.phase < len(self.schedule):
             self.progress.say(self._on_what())
+            if state is None:
+                self.images.check()
             if self.chief:
                 self.began(self.engine.devices)
         while self.place.phase < len(self.schedule):
             phase, steps = self.run.recipe.phases[self.place.phase], self.schedule[self.place.phase]
             fresh = self.place.round == self.place.steps == 0
+            if state is None and self.start is not None:
+                kept = "" if self.start.tells_apart(self.images.labels) else ", its classifier anew"
+                self.progress.say(f"Beginning with the weights of {self.start.name}{kept}")
             if phase.gate_learning_rate == 0 and self.networks.wiring is None:
                 state = self._freeze(state)
             loop = self.networks.loop(phase, self._rate(phase), state, fresh=fresh or not momenta)
@@ -204,11 +214,6 @@ class Training:
             return line
         hint = f"more epochs decide them, or --gate_learning_rate above {rate:g}, in a new --workdir"
         return f"{line}: hardly decided; {hint}"
-
-    def _mean_image(self) -> np.ndarray:
-        """Of the training images, all of which are looked at first."""
-        self.images.check()
-        return self.images.mean_image()
 
     # One phase
 
@@ -346,6 +351,8 @@ class Training:
         found = self.checkpoints.newest(self.progress.say)
         if found is None:
             self._check_that_nothing_was_trained()
+            if self.run.weights and self.start is None:
+                raise UserError(f"there is no checkpoint, and the weights {self.run.weights} were not given: start=")
             if self.chief:  # what a run left that kept nothing
                 self.history.discard(-1)
                 for name in (workdir.TRAINED_ON, "gates.npz"):
@@ -447,6 +454,7 @@ class Training:
         result = {
             "entry": self.run.entry,
             "dataset": self.run.dataset,
+            **({} if self.run.weights is None else {"weights": self.run.weights}),
             "recipe": self.run.recipe.name,
             "epochs": round(self.place.step / self.images.steps_per_epoch, 3),
             "steps": self.place.step,

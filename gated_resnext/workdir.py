@@ -47,6 +47,7 @@ class Run:
         seed: of weights, draws, shuffling and augmentation.
         limit: of the training images, only the first so many; None for all.
         connectivity: the wiring that is given, which stays from the first step to the last; None of the other kinds.
+        weights: whose it begins with, as `start.Start.name` says; None for fresh ones.
     """
 
     entry: str
@@ -57,6 +58,7 @@ class Run:
     seed: int
     limit: int | None = None
     connectivity: Connectivity | None = None
+    weights: str | None = None
 
     @classmethod
     def of(cls, entry: str, recipe: Recipe, *, seed: int) -> Run:
@@ -95,7 +97,7 @@ class Run:
         return self.connectivity
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain JSON values; a limit and a given wiring only where there is one."""
+        """The fields as plain JSON values; a limit, a given wiring and weights only where there are some."""
         return {
             "entry": self.entry,
             "architecture": self.architecture.to_dict(),
@@ -105,6 +107,7 @@ class Run:
             "seed": self.seed,
             **({} if self.limit is None else {"limit": self.limit}),
             **({} if self.connectivity is None else {"connectivity": self.connectivity.to_dict()}),
+            **({} if self.weights is None else {"weights": self.weights}),
         }
 
     @classmethod
@@ -122,9 +125,12 @@ class Run:
             shape, recipe = Architecture.from_dict(fields["architecture"]), Recipe.from_dict(fields["recipe"])
             limit = fields.get("limit")
             run = cls(fields["entry"], shape, fields["wiring"], fields["dataset"], recipe, fields["seed"], limit)
+            run = dataclasses.replace(run, weights=fields.get("weights"))
             named = isinstance(run.entry, str) and run.entry and "/" not in run.entry and isinstance(run.dataset, str)
             if not named or run.wiring not in WIRINGS or type(run.seed) is not int or not 0 <= run.seed < 2**63:
                 raise ValueError("entry, dataset, wiring or seed is not what it should be")
+            if not isinstance(run.weights, str | None):
+                raise ValueError(f"weights must be a name. Received: weights={run.weights!r}")
             if limit is not None and not (type(limit) is int and limit >= 1):
                 raise ValueError(f"limit must be a whole number of at least 1. Received: limit={limit!r}")
             if (run.wiring == "given") != ("connectivity" in fields):

@@ -49,9 +49,10 @@ def test_the_tutorial_runs(tmp_path, digits_dir):
     assert "Trained photos_11_4_4_k1 on folder:" in printed[1] and re.search(r"of 14\d test images", printed[1])
     assert (tmp_path / "wiring.svg").is_file() and (tmp_path / "gates.html").is_file()
     assert "Written to models/photos_11_4_4_k1" in printed[4]
-    answers = printed[5].strip()
+    assert printed[5].count("photos/digit_7/") == len(list((tmp_path / "photos" / "digit_7").iterdir()))
+    answers = printed[6].strip()
     assert re.fullmatch(r"\['digit_\d'(, 'digit_\d'){7}\]", answers), answers
-    assert printed[6].count("Prediction(number=") == 4 and printed[6].count("label='digit_") == 4
+    assert printed[7].count("Prediction(number=") == 4 and printed[7].count("label='digit_") == 4
 
 
 def test_the_pictures_of_the_training_page_are_those_of_the_command():

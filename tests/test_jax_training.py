@@ -405,3 +405,15 @@ def test_a_network_that_the_zoo_has_not_is_trained_on_its_data(packed, tmp_path)
     result = files.read_json(tmp_path / "run" / "result.json")
     assert (result["entry"], result["backend"]) == ("optical_digits_11_4_4_k3", "jax")
     assert {len(block) for module in result["connectivity"]["sources"] for block in module} == {3}
+
+
+def test_a_trained_network_is_trained_on_under_jax(packed, whole, tmp_path):
+    workdir, _ = whole
+    flags = f"--weights={workdir}", "--epochs_scale=0.05", f"--data_dir={packed}", f"--workdir={tmp_path}"
+    done = in_jax(TRAIN, *flags)
+    assert "Beginning with the weights of digits_11_4_4_k2 " in done.stdout and "anew" not in done.stdout
+    before, result = (json.loads((folder / "result.json").read_text()) for folder in (workdir, tmp_path))
+    assert result["connectivity"] == before["connectivity"] and result["backend"] == "jax"
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["phase"] for line in lines] == [1, 2]
+    assert result["top1"] > before["top1"] - 0.03
