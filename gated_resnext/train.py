@@ -30,7 +30,7 @@ ENTRY = flags.DEFINE_string(
     "entry",
     None,
     f"Network of the zoo to train. Default: {zoo.DEFAULT}, or one that fits. For data of your own its shape is taken, "
-    "not its weights. See gated_resnext.zoo.names().",
+    "not its weights, which --weights takes. See gated_resnext.zoo.names().",
 )
 DATASET = flags.DEFINE_string("dataset", None, "Any data set of tensorflow-datasets with `image` and `label`.")
 IMAGE_FOLDER = flags.DEFINE_string(
