@@ -5,9 +5,10 @@
 
 What is where: `Architecture` and `Connectivity` are values, `GatedResNeXt` is the network they describe, `freeze` and
 `prune` cut it, `zoo` lists the paper's networks, `load` reads one that was trained, `transfer` gives it another head,
-`Recipe` and `trainer.train` learn them, and `GateConnectSGD` is what a `fit` of one's own wants. `preprocess_input` and
-`decode_predictions` stand before and behind a network, `Evaluation` says how well it does. `GatedBranches` gates layers
-of one's own, `GatedDenseBlock` the skip connections of a dense block; `wiring` reads what a network has learned.
+`Recipe` and `trainer.train` learn them, and `GateConnectSGD` is what a `fit` of one's own wants, `GateRecorder`
+watches its gates. `preprocess_input` and `decode_predictions` stand before and behind a network, `Evaluation` says
+how well it does. `GatedBranches` gates layers of one's own, `GatedDenseBlock` the skip connections of a dense block;
+`wiring` reads what a network has learned.
 Importing this package imports neither Keras nor TensorFlow: each name is fetched when it is first used.
 """
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from gated_resnext.dense_block import GatedDenseBlock
     from gated_resnext.dense_wiring import DenseWiring
     from gated_resnext.evaluation import Evaluation
+    from gated_resnext.gate_recorder import GateRecorder
     from gated_resnext.heads import transfer
     from gated_resnext.layers import MultiBranchModule
     from gated_resnext.model import GatedResNeXt, load
@@ -41,6 +43,7 @@ _HOMES = {
     "DenseWiring": "dense_wiring",
     "Evaluation": "evaluation",
     "GateConnectSGD": "optimizer",
+    "GateRecorder": "gate_recorder",
     "GatedAggregation": "aggregation",
     "GatedBranches": "branches",
     "GatedDenseBlock": "dense_block",
@@ -63,6 +66,7 @@ __all__ = [
     "DenseWiring",
     "Evaluation",
     "GateConnectSGD",
+    "GateRecorder",
     "GatedAggregation",
     "GatedBranches",
     "GatedDenseBlock",
