@@ -217,8 +217,8 @@ def _how_much(experiment: Experiment, setting: Setting) -> str:
     text = f"Trained: {_trained(setting)}."
     short = setting.recipe != setting.whole or setting.limit is not None
     if short and _has_paper(experiment):
-        text = f"**{text} Not to be compared with the paper's numbers, which are of its whole schedule on all images.**"
-    return text
+        text += " Not to be compared with the paper's numbers, which are of its whole schedule on all images."
+    return f"**{text}**" if short else text
 
 
 def _has_paper(experiment: Experiment) -> bool:

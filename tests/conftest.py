@@ -34,7 +34,7 @@ def run_python():
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), **(env or {})},
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1800,
             **options,
         )
 

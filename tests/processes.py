@@ -42,7 +42,7 @@ def start(function, *arguments, log):
         os._exit(code)
 
 
-def ended(child, within=120.0):
+def ended(child, within=400.0):
     """The exit status of a child, negative for a signal as subprocess has it; one still there is killed."""
     deadline = time.monotonic() + within
     while time.monotonic() < deadline:
@@ -67,7 +67,7 @@ def in_a_fresh_process(function, *arguments):
         env={**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=3600,
     )
     logs = [f"\n{path}:\n{path.read_text()[-3000:]}" for path in pathlib.Path(arguments[-1]).glob("*.log")]
     assert done.returncode == 0, done.stderr[-3000:] + "".join(logs)

@@ -16,7 +16,7 @@ import tensorflow as tf
 from processes import ended, in_a_fresh_process, start
 from runs import assert_same_end, images_of, newest, small_run
 
-from gated_resnext import checkpoints, distribution, files, trainer
+from gated_resnext import checkpoints, distribution, files, termination, trainer
 from gated_resnext.errors import UserError
 from gated_resnext.loop import TensorFlowEngine
 from gated_resnext.phase_networks import Options
@@ -111,7 +111,8 @@ def work(folder, data_dir, state=None, pipe=None):
 
 
 def seldom(*arguments):
-    """The same, with a checkpoint at the end of a round alone."""
+    """The same, with a checkpoint at the end of a round alone, and patience."""
+    termination.GRACE_S = 60
     checkpoints.Checkpoints.due = lambda self: False
     stop = Training._stop_if_asked
 

@@ -81,7 +81,7 @@ def test_the_transfer_page_runs(tmp_path, digits_dir):
         assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "odd_or_even.svg").is_file() and (tmp_path / "models" / "odd_or_even" / "2").is_dir()
     first, top1, of_folder, features, maps, stages, shipped = done.stdout.splitlines()[-7:]
-    assert re.fullmatch(r"\[Prediction\(number=[01], label='(even|odd)', probability=0\.\d+\)\]", first)
+    assert re.fullmatch(r"\[Prediction\(number=[01], label='(even|odd)', probability=[01]\.\d+\)\]", first)
     assert float(top1) > 0.93 and float(of_folder) > 0.6
     assert (features, maps) == ("(360, 256)", "(None, 4, 4, 256)")
     assert stages == "[(None, 8, 8, 64), (None, 4, 4, 128), (None, 2, 2, 256)]"
@@ -243,7 +243,7 @@ def test_the_job_ends_as_its_training_does(tmp_path, seconds, then, signals, sta
         if signals:
             time.sleep(0.3)
             process.terminate()
-        assert process.wait(25) == status
+        assert process.wait(250) == status
     assert (tmp_path / "saved").exists() == signals
     if status == 0:  # the run is done: nothing is begun again
         (tmp_path / "began").unlink()

@@ -14,7 +14,7 @@ import sys
 import nbclient, nbformat
 
 notebook = nbformat.read(sys.argv[1], as_version=4)
-nbclient.NotebookClient(notebook, timeout=250, resources={"metadata": {"path": sys.argv[2]}}).execute()
+nbclient.NotebookClient(notebook, timeout=800, resources={"metadata": {"path": sys.argv[2]}}).execute()
 for cell in notebook.cells:
     for output in cell.get("outputs", []):
         print(output.get("text", ""), *output.get("data", {}))

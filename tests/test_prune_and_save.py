@@ -61,7 +61,7 @@ np.savez(out, **{f"{key}_{n}": value for key, given in answers.items() for n, va
 def run(*flags, cwd=None):
     command = [sys.executable, "-m", "export.prune_and_save", *map(str, flags)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=env, timeout=900)
 
 
 def test_receipt(exported):
@@ -131,7 +131,7 @@ def test_other_runtimes_agree_without_this_project(exported, trained, digits_dir
         text=True,
         cwd=tmp_path,
         env={**env, "PYTHONPATH": str(blocked)},
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     answers = np.load(tmp_path / "answers.npz")

@@ -33,14 +33,14 @@ def published():
 
 
 @pytest.fixture(scope="module")
-def parity(tmp_path_factory):
+def parity(tmp_path_factory, digits_dir):
     """The first digits in two folders, of the odd ones and of the even ones."""
     import tensorflow as tf
 
     from gated_resnext.data import Images
 
     folder = tmp_path_factory.mktemp("start") / "parity"
-    images, labels = Images(DIGITS, RECIPES["digits"], input_shape=(8, 8, 1)).arrays("train")
+    images, labels = Images(DIGITS, RECIPES["digits"], digits_dir, (8, 8, 1)).arrays("train")
     for number, (image, label) in enumerate(zip(images[:200], labels[:200], strict=True)):
         path = folder / ("odd" if label % 2 else "even") / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
