@@ -42,8 +42,9 @@ class Row(NamedTuple):
     @property
     def paper(self) -> Paper | None:
         """What the paper reports of it."""
-        entry = ENTRIES.get(self.name)
-        return entry.paper if entry and entry.dataset == self.dataset else None
+        if self.name not in ENTRIES or zoo.architecture(self.name) != self.architecture:
+            return None
+        return ENTRIES[self.name].paper if ENTRIES[self.name].dataset == self.dataset else None
 
     @property
     def connectivity(self) -> str:

@@ -254,6 +254,7 @@ def _header(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome
         f"- command: `{setting.command}`",
         f"- runs: {len(outcomes)} of {runs} ended; {seeds}",
         f"- data: {_named(experiment.dataset)}{images}",
+        *_on_others(outcomes),
         f"- schedule: {recipe.name}, batches of {recipe.batch_size}: {phases}",
         *_batch_norm(experiment, setting, outcomes),
         f"- versions: {_of_all('versions', setting.versions, outcomes)}",
@@ -263,6 +264,14 @@ def _header(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome
         "seeds, the deviation being that of a sample (n - 1), and blank for one seed",
         "- parameters: gates not counted; pruned: without unused blocks, mean over the seeds",
     ]
+
+
+def _on_others(outcomes: Sequence[Outcome]) -> list[str]:
+    """A warning, where a folder changed between two rows."""
+    digests = {one.result["images_digest"] for one in outcomes if one.result and "images_digest" in one.result}
+    if len(digests) < 2:
+        return []
+    return ["- **not all runs were trained on the same images: they changed in between, so the rows do not compare**"]
 
 
 def _batch_norm(experiment: Experiment, setting: Setting, outcomes: Sequence[Outcome]) -> list[str]:

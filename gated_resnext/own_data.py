@@ -135,10 +135,19 @@ def wirings(
     Raises:
         UserError: as `run_of`, and if a module has one block.
     """
+    fields = dict(fields or {})
+    for name in ("fan_in", "gates"):
+        if name in fields:
+            raise UserError(f"the rows of the comparison differ in {name}: leave it out of --architecture")
+    if not entry or zoo.entry(entry).wiring != "full":
+        fields["fan_in"] = 1  # as long as it is none of the rows'
     run = run_of(dataset, entry=entry, fields=fields, data_dir=data_dir)
     shape, most = run.architecture, run.architecture.cardinality
-    if most < 2:
-        raise UserError(f"there are no wirings to compare of modules of one block. Received: cardinality={most}")
+    if most < 2 or shape.modules < 2:
+        raise UserError(
+            "wirings are compared of two modules of two blocks or more. Received: "
+            f"{shape.modules} of cardinality={most}"
+        )
     aggregation = "mean" if shape.aggregation == "shared" else shape.aggregation
 
     def row(wiring: str, fan_in: int) -> Row:
@@ -148,7 +157,8 @@ def wirings(
     full, learned, random = row("full", most), [row("learned", k) for k in (1, most // 2)], row("random", most // 2)
     pairs = [*((one, full) for one in learned), (learned[-1], random)]
     rows = dict.fromkeys([full, *learned, random])  # of two blocks K = 1 is C / 2
-    experiment = Experiment(f"wirings_{_stem(dataset)}", "Wirings", dataset, tuple(rows), tuple(dict.fromkeys(pairs)))
+    key = f"wirings_{_stem(dataset)}_{shape.depth}_{shape.width}_{most}"
+    experiment = Experiment(key, "Wirings", dataset, tuple(rows), tuple(dict.fromkeys(pairs)))
     return experiment, run.recipe
 
 

@@ -5,9 +5,10 @@
     python -m gated_resnext.predict --model=odd_or_even.keras --labels=even,odd digit.png
     python -m gated_resnext.predict --saved_model=models/photos_11_4_4_k1/1 --output=answers.csv new_pictures
 
-Pictures are JPEG, PNG, GIF or BMP files of any size, or folders of such; each is prepared as the network's test images
-were, for a .keras file scaled to fit. A line a picture: its most probable classes. What cannot be decoded is named on
-stderr, and the rest answered.
+Pictures are JPEG, PNG, GIF or BMP files of any size, or folders of such. Each is prepared as the test images of the
+network were, where it says how; a .keras file and what others exported do not, and it is scaled to fit and cropped in
+the middle. A line a picture: its most probable classes. What cannot be decoded is named on stderr and the rest
+answered; the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ def main(argv: list[str]) -> None:
         for path, answer in _answered(network, pictures):
             if answer is None:
                 broken += 1
-                print(f"{path} cannot be decoded", file=sys.stderr)
+                print(f"{path} cannot be read or decoded", file=sys.stderr)
                 continue
             write(path, answer)
             print(f"{path}  {', '.join(f'{label} {100 * share:.1f} %' for label, share in answer)}", flush=True)
     if OUTPUT.value:
         print(f"Written to {OUTPUT.value}")
     if broken:
-        raise errors.UserError(f"{broken} of {len(pictures)} pictures cannot be decoded")
+        raise errors.UserError(f"{broken} of {len(pictures)} pictures cannot be read or decoded")
 
 
 @contextlib.contextmanager
@@ -128,6 +129,8 @@ def _answered(
             pixels = list(pool.map(read, some))
             whole = [image for image in pixels if image is not None]
             outputs = np.asarray(network.run(filled(np.stack(whole), size)), np.float64) if whole else np.empty((0, 0))
+            if whole and outputs.shape[1] < 2:
+                raise errors.UserError(f"{network.name} gives one number a picture, not a probability for each class")
             if whole and logits is None:
                 logits = not are_probabilities(outputs)
             rows = iter(softmax(outputs) if logits else outputs)

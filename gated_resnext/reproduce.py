@@ -13,6 +13,7 @@ the same command again goes on where it stopped.
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shlex
@@ -36,7 +37,9 @@ DATASET = flags.DEFINE_string(
     "With none of the three: compare wirings on it, any data set of tensorflow-datasets with `image` and `label`.",
 )
 IMAGE_FOLDER = flags.DEFINE_string("image_folder", None, "Or compare wirings on a folder of images, as train takes it.")
-ENTRY = flags.DEFINE_string("entry", None, "The zoo's network whose shape is compared there. Default: a small one.")
+ENTRY = flags.DEFINE_string(
+    "entry", None, "The zoo's network whose shape is compared on own images. Default: a small one."
+)
 ARCHITECTURE = flags.DEFINE_string(
     "architecture", None, "Fields of its Architecture to change, as JSON or in a .json file."
 )
@@ -137,12 +140,16 @@ def _options() -> dict[str, Any]:
 
 def _command() -> str:
     """The command as given, without the folders of this machine."""
-    own = TABLE, FIGURE, ABLATION, DATASET, ENTRY, ARCHITECTURE, ROWS, SEEDS, training_flags.EPOCHS_SCALE, LIMIT
+    own = TABLE, FIGURE, ABLATION, DATASET, ENTRY, ROWS, SEEDS, training_flags.EPOCHS_SCALE, LIMIT
     told = *own, *training_flags.SCHEDULE, *training_flags.ARITHMETIC
     given = [flags.FLAGS[flag.name] for flag in told if flags.FLAGS[flag.name].present]
     options = [flag.serialize() for flag in given]
     if IMAGE_FOLDER.value:
         options.insert(0, f"--image_folder={pathlib.PurePath(IMAGE_FOLDER.value).name}")
+    if ARCHITECTURE.value:
+        from gated_resnext import own_data
+
+        options.append(f"--architecture={json.dumps(own_data.read_fields(ARCHITECTURE.value))}")
     command = shlex.join(["python", "-m", "gated_resnext.reproduce", *options])
     backend = versions.backend()
     return command if backend == "tensorflow" else f"KERAS_BACKEND={backend} {command}"

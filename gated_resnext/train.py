@@ -172,6 +172,8 @@ def _wired(run: workdir.Run) -> workdir.Run:
     learns = run.wiring == "learned" and run.architecture.learnable
     learns = learns and any(phase.gate_learning_rate for phase in run.recipe.phases)
     if training_flags.GATE_LEARNING_RATE.value is not None and not learns:
+        if run.wiring == "learned" and run.architecture.learnable:
+            raise errors.UserError(f"--gate_learning_rate: the schedule {run.recipe.name!r} learns no gates")
         kind = run.wiring if run.architecture.learnable else "full"
         raise errors.UserError(f"--gate_learning_rate is of gates that are learned; {run.entry} has a {kind} wiring")
     return run

@@ -118,14 +118,14 @@ def test_what_cannot_be_decoded_is_named_and_the_rest_answered(place, run_python
     done = said(run_python, tmp_path, f"--entry={NAME}", "--output=answers.csv", ".", status=1)
     # Between them TensorFlow says what it did not like.
     lines = done.stderr.splitlines()
-    assert [line for line in lines if line.endswith(" cannot be decoded")] == [
-        "b_bad.png cannot be decoded",
-        "d_bad.jpg cannot be decoded",
-        "error: 2 of 4 pictures cannot be decoded",
+    assert [line for line in lines if line.endswith(" cannot be read or decoded")] == [
+        "b_bad.png cannot be read or decoded",
+        "d_bad.jpg cannot be read or decoded",
+        "error: 2 of 4 pictures cannot be read or decoded",
     ]
     assert list(written(tmp_path / "answers.csv")) == ["a_good.png", "c_good.png"]
     only = said(run_python, tmp_path, f"--entry={NAME}", "b_bad.png", status=1)
-    assert only.stdout == "" and only.stderr.endswith("error: 1 of 1 pictures cannot be decoded\n")
+    assert only.stdout == "" and only.stderr.endswith("error: 1 of 1 pictures cannot be read or decoded\n")
 
 
 def test_names_are_any_bytes_and_pictures_may_be_named_twice(place, run_python, tmp_path):

@@ -90,7 +90,7 @@ def test_names_decide_whether_the_classes_are_the_same(published):
     assert not published._replace(weights=features).tells_apart(list("0123456789"))
 
 
-def test_stopped_and_resumed_it_ends_as_uninterrupted(published, digits_dir, tmp_path):
+def test_stopped_and_resumed_it_ends_as_uninterrupted(published, digits_dir, tmp_path, capsys):
     class Stop(Exception):
         pass
 
@@ -101,7 +101,9 @@ def test_stopped_and_resumed_it_ends_as_uninterrupted(published, digits_dir, tmp
     trained_on(tmp_path / "whole", published, digits_dir, schedule)
     with pytest.raises(Stop):
         trained_on(tmp_path / "parts", published, digits_dir, schedule, checkpoint_s=0, on_round=stop)
+    capsys.readouterr()
     trained_on(tmp_path / "parts", published, digits_dir, schedule)
+    assert "Resuming optical_digits_11_4_4_k1 after step " in capsys.readouterr().out
     assert_same_end(tmp_path / "parts", tmp_path / "whole")
 
 

@@ -55,8 +55,39 @@ def test_of_two_blocks_one_is_half_of_them_and_of_one_there_is_nothing_to_compar
     experiment, _ = own_data.wirings("cifar10", fields={"cardinality": 2})
     assert [row.name for row in experiment.rows] == [f"cifar10_20_4_2_{kind}" for kind in ("full", "k1", "random_k1")]
     assert len(experiment.pairs) == 2
-    with pytest.raises(UserError, match=r"no wirings to compare of modules of one block\. Received: cardinality=1"):
-        own_data.wirings("cifar10", fields={"cardinality": 1})
+    for fields in ({"cardinality": 1}, {"depth": 5, "stages": (1,)}):
+        with pytest.raises(UserError, match="wirings are compared of two modules of two blocks or more"):
+            own_data.wirings("cifar10", fields=fields)
+
+
+@pytest.mark.parametrize("fields", [{"fan_in": 3}, {"gates": "real"}])
+def test_what_the_rows_differ_in_cannot_be_chosen(fields):
+    with pytest.raises(UserError, match=rf"the rows of the comparison differ in {next(iter(fields))}: leave it out"):
+        own_data.wirings("cifar10", fields=fields)
+
+
+def test_fewer_blocks_than_the_entry_reads():
+    experiment, _ = own_data.wirings("cifar10", entry="cifar10_20_4_8_k4", fields={"cardinality": 2})
+    assert experiment.rows == own_data.wirings("cifar10", fields={"cardinality": 2})[0].rows
+
+
+def test_another_network_of_the_same_name_has_none_of_the_papers_numbers():
+    experiment, _ = own_data.wirings("cifar10", fields={"filters": 32})
+    assert experiment.rows[0].name == "cifar10_20_4_8_full" and not any(row.paper for row in experiment.rows)
+    assert own_data.wirings("cifar10")[0].rows[0].paper
+
+
+def test_images_that_changed_between_two_rows_are_told():
+    experiment, recipe = own_data.wirings("cifar10")
+    result = {"test_images": 9, "top1": 0.5, "active_blocks": [8] * 6, "epochs": 1.0, "seconds": 1.0}
+    outcomes = [
+        ledger.Outcome(row, 0, {**result, "images_digest": digest})
+        for row, digest in zip(experiment.rows, ("a", "a", "b", "b"), strict=True)
+    ]
+    setting = ledger.Setting("", recipe, recipe, seeds=1)
+    told = "not all runs were trained on the same images"
+    assert told in ledger.markdown(experiment, setting, outcomes)
+    assert told not in ledger.markdown(experiment, setting, outcomes[:2])
 
 
 def test_command(photos, tmp_path, run_python):
@@ -64,13 +95,13 @@ def test_command(photos, tmp_path, run_python):
     flags += ["--batch_size=8", f"--output={tmp_path}"]
     done = run_python("-m", "gated_resnext.reproduce", *flags)
     assert done.returncode == 0, done.stderr
-    with open(tmp_path / "wirings_cifar10.csv", newline="", encoding="utf-8") as file:
+    with open(tmp_path / "wirings_cifar10_11_2_4.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["row"] for row in rows] == [f"cifar10{kind}" for kind in ROWS]
     assert {row["dataset"] for row in rows} == {"CIFAR10"} and {row["test_images"] for row in rows} == {"8"}
-    text = (tmp_path / "wirings_cifar10.md").read_text()
+    text = (tmp_path / "wirings_cifar10_11_2_4.md").read_text()
     assert "`python -m gated_resnext.reproduce --image_folder=CIFAR10 " in text and str(photos.parent) not in text
-    runs = [files.read_json(tmp_path / "wirings_cifar10" / f"{row['row']}-0" / "run.json") for row in rows]
+    runs = [files.read_json(tmp_path / "wirings_cifar10_11_2_4" / f"{row['row']}-0" / "run.json") for row in rows]
     assert [run["wiring"] for run in runs] == ["full", "learned", "learned", "random"]
     again = run_python("-m", "gated_resnext.reproduce", *flags)
     assert again.returncode == 0 and "Run 1 of" not in again.stdout and "4 runs ended, 0 of them" in again.stdout
