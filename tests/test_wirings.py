@@ -121,5 +121,6 @@ def test_command(photos, tmp_path, run_python):
 )
 def test_mistakes(flags, message, tmp_path, run_python):
     done = run_python("-m", "gated_resnext.reproduce", *flags, cwd=tmp_path)
-    assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and message in line
     assert not any(tmp_path.iterdir())
