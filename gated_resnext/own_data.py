@@ -6,14 +6,13 @@ A data set that the zoo knows needs no TensorFlow here.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gated_resnext import files, zoo
+from gated_resnext import zoo
 from gated_resnext.architecture import Architecture
 from gated_resnext.datasets.table import DATASETS, FOLDER, DatasetInfo
 from gated_resnext.errors import UserError
@@ -93,25 +92,6 @@ def check_backend(dataset: str) -> None:
             f"{', '.join(name for name, info in DATASETS.items() if not info.streamed)}; for any other --dataset and "
             "--image_folder set KERAS_BACKEND=tensorflow"
         )
-
-
-def read_fields(text: str | None) -> dict[str, Any]:
-    """The object of --architecture, which is JSON or the path of a file with it; empty where there is none.
-
-    Raises:
-        UserError: if it is something else.
-    """
-    if text is None:
-        return {}
-    try:
-        fields = files.read_json(os.path.expanduser(text)) if text.endswith(".json") else json.loads(text)
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--architecture is no JSON ({error}). Received: {text[:100]!r}") from None
-    if not isinstance(fields, dict):
-        raise UserError(f'--architecture must be like {{"depth": 29, "fan_in": 2}}. Received: {text[:100]!r}')
-    return fields
 
 
 def wirings(

@@ -40,9 +40,6 @@ IMAGE_FOLDER = flags.DEFINE_string("image_folder", None, "Or compare wirings on 
 ENTRY = flags.DEFINE_string(
     "entry", None, "The zoo's network whose shape is compared on own images. Default: a small one."
 )
-ARCHITECTURE = flags.DEFINE_string(
-    "architecture", None, "Fields of its Architecture to change, as JSON or in a .json file."
-)
 ROWS = flags.DEFINE_list("rows", ["*"], "Names of the rows to run, as shell patterns.", allow_overwrite=False)
 SEEDS = flags.DEFINE_integer("seeds", 4, "How many seeds, from 0 on. The paper has 4.", 1, 10_000)
 LIMIT = flags.DEFINE_integer(
@@ -62,7 +59,7 @@ flags.adopt_module_key_flags(training_flags)
 
 def main(argv: list[str]) -> None:
     del argv
-    errors.check_given(DATASET, IMAGE_FOLDER, ENTRY, ARCHITECTURE, training_flags.RECIPE, OUTPUT, HARDWARE, DATA_DIR)
+    errors.check_given(DATASET, IMAGE_FOLDER, ENTRY, *training_flags.TEXTS, OUTPUT, HARDWARE, DATA_DIR)
     experiment, whole = _of_ones_own() if _is_of_ones_own() else _of_the_paper()
     experiment = reproduction.chosen(experiment, ROWS.value)
     recipe = training_flags.recipe(whole.name)
@@ -101,13 +98,13 @@ def _of_ones_own() -> tuple[experiments.Experiment, recipes.Recipe]:
 
     dataset = of_folder(IMAGE_FOLDER.value) if IMAGE_FOLDER.value else DATASET.value
     own_data.check_backend(dataset)
-    fields = own_data.read_fields(ARCHITECTURE.value)
+    fields = training_flags.fields()
     return own_data.wirings(dataset, entry=ENTRY.value, fields=fields, data_dir=DATA_DIR.value)
 
 
 def _of_the_paper() -> tuple[experiments.Experiment, recipes.Recipe]:
     """What --table, --figure or --ablation asks for, and the schedule of its data set."""
-    if ENTRY.value or ARCHITECTURE.value:
+    if ENTRY.value or training_flags.ARCHITECTURE.value:
         raise errors.UserError("--entry and --architecture are of a comparison on --image_folder or --dataset alone")
     experiment = _experiment()
     return experiment, recipes.RECIPES[zoo.DATASETS[experiment.dataset].recipe]
@@ -146,10 +143,8 @@ def _command() -> str:
     options = [flag.serialize() for flag in given]
     if IMAGE_FOLDER.value:
         options.insert(0, f"--image_folder={pathlib.PurePath(IMAGE_FOLDER.value).name}")
-    if ARCHITECTURE.value:
-        from gated_resnext import own_data
-
-        options.append(f"--architecture={json.dumps(own_data.read_fields(ARCHITECTURE.value))}")
+    if training_flags.ARCHITECTURE.value:
+        options.append(f"--architecture={json.dumps(training_flags.fields())}")
     command = shlex.join(["python", "-m", "gated_resnext.reproduce", *options])
     backend = versions.backend()
     return command if backend == "tensorflow" else f"KERAS_BACKEND={backend} {command}"

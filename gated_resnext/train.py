@@ -36,9 +36,6 @@ DATASET = flags.DEFINE_string("dataset", None, "Any data set of tensorflow-datas
 IMAGE_FOLDER = flags.DEFINE_string(
     "image_folder", None, "Folder of images with a sub-folder for each class, or with such in train/ and test/."
 )
-ARCHITECTURE = flags.DEFINE_string(
-    "architecture", None, "Fields of the entry's Architecture to change, as JSON or in a .json file."
-)
 WEIGHTS = flags.DEFINE_string(
     "weights",
     None,
@@ -63,7 +60,7 @@ flags.adopt_module_key_flags(training_flags)
 
 def main(argv: list[str]) -> None:
     del argv
-    given = ENTRY, DATASET, IMAGE_FOLDER, ARCHITECTURE, training_flags.RECIPE, WEIGHTS, WIRING, WORKDIR, DATA_DIR
+    given = ENTRY, DATASET, IMAGE_FOLDER, *training_flags.TEXTS, WEIGHTS, WIRING, WORKDIR, DATA_DIR
     errors.check_given(*given)
     if WEIGHTS.value is not None and (ENTRY.value or WIRING.value):
         raise errors.UserError("--weights says what the network and its wiring are: leave --entry and --wiring out")
@@ -125,7 +122,7 @@ def _writes(strategy: Any) -> bool:
 
 def _is_of_the_zoo() -> bool:
     """Whether it is a network of the zoo on the data set that is its own."""
-    return not (DATASET.value or IMAGE_FOLDER.value or ARCHITECTURE.value or WEIGHTS.value)
+    return not (DATASET.value or IMAGE_FOLDER.value or training_flags.ARCHITECTURE.value or WEIGHTS.value)
 
 
 def _run_of_the_zoo() -> workdir.Run:
@@ -152,7 +149,7 @@ def _run_of_another(begin: Start | None) -> workdir.Run:
     return own_data.run_of(
         dataset,
         entry=entry,
-        fields=own_data.read_fields(ARCHITECTURE.value),
+        fields=training_flags.fields(),
         recipe=training_flags.recipe if begin is None else _fine_tuning,
         seed=SEED.value,
         data_dir=DATA_DIR.value,

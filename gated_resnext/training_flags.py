@@ -1,13 +1,18 @@
-"""The flags that commands which train share: by which schedule, on which devices, in which arithmetic."""
+"""The flags that commands which train share: another architecture, which schedule, devices and arithmetic."""
 
 from __future__ import annotations
 
+import json
+import os
 from typing import Any
 
 from absl import flags
 
-from gated_resnext import errors, recipes
+from gated_resnext import errors, files, recipes
 
+ARCHITECTURE = flags.DEFINE_string(
+    "architecture", None, "Fields of the entry's Architecture to change, as JSON or in a .json file."
+)
 EPOCHS_SCALE = flags.DEFINE_float("epochs_scale", 1.0, "Makes every phase longer or shorter, in proportion.")
 RECIPE = flags.DEFINE_string(
     "recipe", None, f"Schedule: {', '.join(recipes.RECIPES)} or a .json file. Default: that of the data set."
@@ -24,6 +29,7 @@ STRATEGY = flags.DEFINE_string("strategy", "auto", "auto, one_device, mirrored, 
 SYNC_BATCH_NORM = flags.DEFINE_bool("sync_batch_norm", False, "Batch norm counts the images of all replicas.")
 PRECISION = flags.DEFINE_string("precision", "float32", "Of the arithmetic: float32, mixed_bfloat16 or mixed_float16.")
 REMAT = flags.DEFINE_bool("remat", False, "Keep half as much for the backward pass of learned gates, compute more.")
+TEXTS = ARCHITECTURE, RECIPE
 # What a result depends on, as a ledger's command tells it.
 SCHEDULE = RECIPE, GATE_LEARNING_RATE, BATCH_SIZE
 ARITHMETIC = STRATEGY, SYNC_BATCH_NORM, PRECISION, REMAT, ON_NAN
@@ -63,3 +69,23 @@ def options() -> dict[str, Any]:
         "on_nan": ON_NAN.value,
         "checkpoint_s": CHECKPOINT_SECONDS.value,
     }
+
+
+def fields() -> dict[str, Any]:
+    """The object of --architecture; empty without it.
+
+    Raises:
+        errors.UserError: if it is something else.
+    """
+    text = ARCHITECTURE.value
+    if text is None:
+        return {}
+    try:
+        found = files.read_json(os.path.expanduser(text)) if text.endswith(".json") else json.loads(text)
+    except errors.UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise errors.UserError(f"--architecture is no JSON ({error}). Received: {text[:100]!r}") from None
+    if not isinstance(found, dict):
+        raise errors.UserError(f'--architecture must be like {{"depth": 29, "fan_in": 2}}. Received: {text[:100]!r}')
+    return found

@@ -1,6 +1,7 @@
 """The comparison of the paper's tables, on data of one's own."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_its_rows_are_those_of_the_tables():
 
 
 def test_of_a_folder_they_have_its_classes_and_none_of_the_papers_numbers(photos):
-    experiment, recipe = own_data.wirings(of_folder(photos), fields=own_data.read_fields(SMALL))
+    experiment, recipe = own_data.wirings(of_folder(photos), fields=json.loads(SMALL))
     assert [row.name for row in experiment.rows] == [f"cifar10{kind}" for kind in ROWS]
     assert {row.architecture.classes for row in experiment.rows} == {2} and recipe == RECIPES["photos"]
     assert [row.wiring for row in experiment.rows] == ["full", "learned", "learned", "random"]
