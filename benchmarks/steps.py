@@ -10,6 +10,7 @@ memory it has held, in bytes. It answers once when it is ready. Two libraries in
     kind    "learned", "frozen" (a random wiring, all blocks kept), "pruned" (the same, unused blocks cut), "full"
     norm    of the peer's "full": "block", the same function, or "sum", ResNeXt as it is usually written
     layout  of the peer: "last" or "first"
+    keep    false: freed memory goes where glibc puts it (`gated_resnext.memory`)
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+from gated_resnext import memory
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 CARDINALITY = 8
@@ -71,10 +74,8 @@ def ours(spec: dict[str, Any]) -> dict[str, Callable[[], Any]]:
 
     from gated_resnext import GatedResNeXt
     from gated_resnext.loop import Loop
-    from gated_resnext.memory import keep_freed_memory
     from gated_resnext.optimizer import GateConnectSGD
 
-    keep_freed_memory()
     options = {"precision": spec.get("precision", "float32"), "remat": spec.get("remat", False)}
     model = GatedResNeXt(architecture(spec), wiring(spec), None, seed=0, **options)
     optimizer = GateConnectSGD()
@@ -87,13 +88,11 @@ def ours(spec: dict[str, Any]) -> dict[str, Callable[[], Any]]:
 
 
 def peer(spec: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-    """Steps of PyTorch, with the same memory setting and number of threads."""
+    """Steps of PyTorch, with the same number of threads."""
     import torch
 
     from benchmarks import torch_peer
-    from gated_resnext.memory import keep_freed_memory
 
-    keep_freed_memory()
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     last = spec.get("layout", "first") == "last"
@@ -126,6 +125,8 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     answers, sys.stdout = sys.stdout, sys.stderr
     spec = json.loads(argv[1])
+    if spec.get("keep", True):
+        memory.keep_freed_memory()
     if spec["side"] == "ours":
         import tensorflow  # noqa: F401  what it takes by itself is not the network's
 

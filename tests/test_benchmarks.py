@@ -138,6 +138,16 @@ def test_memory(run_python):
     assert min(measured) > 0.01
 
 
+def test_freed_memory(run_python):
+    done = run_python("-m", "benchmarks.freed_memory", "--batches=1", "--nopeer", "--rounds=1", "--steps=1")
+    assert done.returncode == 0, done.stderr
+    head, *rows = rows_of(done.stdout)
+    assert len(head) == 7 and [row[0] for row in rows] == ["learned K=4, batch 1", "full, batch 1"]
+    for row in rows:
+        for freed, kept, ratio in (map(float, row[1:4]), map(float, row[4:7])):
+            assert ratio == pytest.approx(kept / freed, abs=0.02 * ratio + 0.01)
+
+
 def test_imports(run_python):
     done = run_python("-m", "benchmarks.imports", "--rounds=1")
     assert done.returncode == 0, done.stderr
