@@ -10,6 +10,7 @@ memory it has held, in bytes. It answers once when it is ready. Two libraries in
     kind    "learned", "frozen" (a random wiring, all blocks kept), "pruned" (the same, unused blocks cut), "full"
     norm    of the peer's "full": "block", the same function, or "sum", ResNeXt as it is usually written
     layout  of the peer: "last" or "first"
+    jit_compile  whether XLA compiles our training steps
     keep    false: freed memory goes where glibc puts it (`gated_resnext.memory`)
 """
 
@@ -80,9 +81,9 @@ def ours(spec: dict[str, Any]) -> dict[str, Callable[[], Any]]:
     model = GatedResNeXt(architecture(spec), wiring(spec), None, seed=0, **options)
     optimizer = GateConnectSGD()
     optimizer.build(model.trainable_variables)
-    loop = Loop(model, tf.distribute.get_strategy(), spec["batch"], optimizer)
+    loop = Loop(model, tf.distribute.get_strategy(), spec["batch"], optimizer, spec.get("jit_compile", False))
     images, labels = map(tf.constant, pixels(spec))
-    step = tf.function(loop._train_step, autograph=False)
+    step = tf.function(loop._step, autograph=False)
     forward = tf.function(lambda images: model(images, training=False), autograph=False)
     return {"train": lambda: step(images, labels).numpy(), "infer": lambda: forward(images).numpy()}
 

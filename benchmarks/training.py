@@ -31,6 +31,7 @@ NETWORKS = flags.DEFINE_list(
 BATCHES = flags.DEFINE_list("batches", ["32", "32", "16", "8"], "Images a step, one for each network.")
 PEERS = flags.DEFINE_list("peers", ["first", "last"], "Memory layouts of the peer: channels first, channels last.")
 COMPILED = flags.DEFINE_bool("compiled", False, "The peer through torch.compile as well.")
+LEAVE_OUT = flags.DEFINE_list("leave_out", [], "Parts of names: sides whose name has one are left out.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 3, "Steps in a turn.", lower_bound=1)
 MARKDOWN = flags.DEFINE_string("markdown", "-", "File whose part between the benchmark's comments is replaced.")
@@ -39,14 +40,16 @@ OURS: dict[str, dict[str, Any]] = {
     "learned K=4": {"kind": "learned", "fan_in": 4},
     "learned K=4, remat": {"kind": "learned", "fan_in": 4, "remat": True},
     "learned K=4, bfloat16": {"kind": "learned", "fan_in": 4, "precision": "mixed_bfloat16"},
+    "learned K=4, XLA": {"kind": "learned", "fan_in": 4, "jit_compile": True},
     "frozen K=4": {"kind": "frozen", "fan_in": 4},
     "pruned K=4": {"kind": "pruned", "fan_in": 4},
     "learned K=1": {"kind": "learned", "fan_in": 1},
     "pruned K=1": {"kind": "pruned", "fan_in": 1},
     "full": {"kind": "full", "fan_in": 8},
+    "full, XLA": {"kind": "full", "fan_in": 8, "jit_compile": True},
     "full, bfloat16": {"kind": "full", "fan_in": 8, "precision": "mixed_bfloat16"},
 }
-BESIDE = ("learned K=4", "frozen K=4", "full")
+BESIDE = ("learned K=4", "learned K=4, XLA", "frozen K=4", "full", "full, XLA")
 THEIRS: dict[str, dict[str, Any]] = {
     "learned K=4": {"kind": "learned", "fan_in": 4},
     "frozen K=4": {"kind": "frozen", "fan_in": 4},
@@ -61,14 +64,18 @@ def specifications(network: str, batch: int, peers: bool) -> dict[str, dict[str,
     common = {"depth": depth, "width": width, "batch": batch}
     specs = {name: {**common, "side": "ours", **spec} for name, spec in OURS.items()}
     if not peers:
-        return specs
+        return _kept_in(specs)
     specs = {name: specs[name] for name in BESIDE}
     for layout in PEERS.value:
         for name, spec in THEIRS.items():
             for compiled in (False, True)[: 1 + COMPILED.value]:
                 label = f"torch {name} ({layout}{', compiled' if compiled else ''})"
                 specs[label] = {**common, "side": "peer", **spec, "layout": layout, "compiled": compiled}
-    return specs
+    return _kept_in(specs)
+
+
+def _kept_in(specs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: spec for name, spec in specs.items() if not any(part in name for part in LEAVE_OUT.value)}
 
 
 def measured(network: str, batch: int, peers: bool = False) -> dict[str, Any]:
@@ -180,8 +187,10 @@ def _ratios(row: dict[str, Any]) -> list[str]:
         ("learned K=4", "pruned K=4"),
     ]
     pairs += [("learned K=4, remat", "learned K=4"), ("learned K=4", "full")]
+    pairs += [(name, f"{name}, XLA") for name in ("learned K=4", "full")]
     pairs += [(name, f"{name}, bfloat16") for name in ("learned K=4", "full")]
     pairs += [(_fastest(train, f"torch {name} ("), name) for name in ("learned K=4", "frozen K=4", "full")]
+    pairs += [(_fastest(train, f"torch {name} ("), f"{name}, XLA") for name in ("learned K=4", "full")]
     pairs += [(_fastest(train, "torch full, one norm ("), "full")]
     rows = [
         [f"{slow} / {fast}", f"{latency.ratio(train[slow], train[fast]):.2f}"]

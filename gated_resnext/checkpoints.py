@@ -39,7 +39,8 @@ class Place:
         rollbacks: so far.
         images: digest of what is trained and tested on.
         wiring: as a dict; None while it is learned.
-        arithmetic: backend, precision and the images whose statistics batch norm takes; None in those of before 0.2.0.
+        arithmetic: backend, precision, the images whose statistics batch norm takes and whether XLA compiles the steps;
+            None in those of before 0.2.0.
     """
 
     phase: int = 0

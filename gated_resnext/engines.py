@@ -65,7 +65,10 @@ class Loop(Protocol):
 
 
 class Engine(Protocol):
-    """What computes: `Lost` is raised where another worker is gone, `Unreadable` where an image cannot be read."""
+    """What computes: `Lost` is raised where another worker is gone, `Unreadable` where an image cannot be read.
+
+    `jit_compile` says whether XLA compiles what TensorFlow's own kernels would otherwise compute.
+    """
 
     Lost: Any
     Unreadable: Any
@@ -73,6 +76,7 @@ class Engine(Protocol):
     chief: bool
     most_steps: int
     on_cpu: bool
+    jit_compile: bool
 
     @property
     def devices(self) -> str:

@@ -34,6 +34,7 @@ class JaxEngine:
     Lost = Unreadable = ()  # there are no other workers, and all images are in memory
 
     replicas, chief, most_steps = 1, True, MOST_STEPS
+    jit_compile = False  # JAX knows nothing else
 
     def __init__(self) -> None:
         self.on_cpu = jax.default_backend() == "cpu"

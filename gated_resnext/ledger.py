@@ -315,6 +315,8 @@ def _how(result: dict[str, Any], setting: Setting, outcomes: Sequence[Outcome]) 
             parts.append(result.get(name, ours))
     if result.get("batch_norm_images", setting.recipe.batch_size) != setting.recipe.batch_size:
         parts.append(f"batch norm over {result['batch_norm_images']} images")
+    if result.get("jit_compile"):
+        parts.append("steps compiled by XLA")
     if result.get("rollbacks"):
         parts.append(f"{result['rollbacks']} times back to a checkpoint and on at half the rate")
     return tuple(parts)

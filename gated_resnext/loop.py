@@ -26,14 +26,16 @@ class TensorFlowEngine:
 
     Args:
         strategy: None for the one in force.
+        jit_compile: whether XLA compiles the steps of a training; of one replica alone.
     """
 
     Lost = tf.errors.UnavailableError  # what another worker's end raises here
     # What reading images raises, among others.
     Unreadable = (tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.DataLossError)
 
-    def __init__(self, strategy: tf.distribute.Strategy | None = None) -> None:
+    def __init__(self, strategy: tf.distribute.Strategy | None = None, jit_compile: bool = False) -> None:
         self.strategy = strategy or tf.distribute.get_strategy()
+        self.jit_compile = jit_compile
         self.replicas: int = self.strategy.num_replicas_in_sync
         self.chief = is_chief(self.strategy)
         # Workers meet in iterations of equal number, so their calls must be of equal length: with several, of one step.
@@ -78,7 +80,7 @@ class TensorFlowEngine:
 
     def loop(self, model: keras.Model, batch_size: int, optimizer: Any = None) -> Loop:
         """The compiled steps of a network."""
-        return Loop(model, self.strategy, batch_size, optimizer)
+        return Loop(model, self.strategy, batch_size, optimizer, self.jit_compile)
 
     def train_batches(self, images: Images, seed: int, first_step: int, steps: int) -> Iterator[Any]:
         """What `Loop.train` takes its steps on."""
@@ -108,6 +110,7 @@ class Loop:
         strategy: that which the model was made under.
         batch_size: images of a training step, over all replicas.
         optimizer: already built; None for evaluation alone.
+        jit_compile: whether XLA compiles a training step.
     """
 
     def __init__(
@@ -116,10 +119,12 @@ class Loop:
         strategy: tf.distribute.Strategy,
         batch_size: int,
         optimizer: Any = None,
+        jit_compile: bool = False,
     ) -> None:
         self.model, self.strategy, self.batch_size, self.optimizer = model, strategy, batch_size, optimizer
         self.compiled = False
         self.from_logits = getattr(model, "classifier_activation", None) is None
+        self._step = tf.function(self._train_step, jit_compile=True) if jit_compile else self._train_step
         self._train = tf.function(self._train_steps)
         self._test = tf.function(self._test_step, autograph=False)
 
@@ -143,7 +148,7 @@ class Loop:
     def _train_steps(self, batches: Iterator[Any], count: tf.Tensor) -> tf.Tensor:
         scores = tf.TensorArray(tf.float32, size=0, dynamic_size=True, element_shape=(4,), clear_after_read=False)
         for step in tf.range(count):
-            each = self.strategy.run(self._train_step, args=next(batches))
+            each = self.strategy.run(self._step, args=next(batches))
             total = self.strategy.reduce(tf.distribute.ReduceOp.SUM, each, axis=None)
             scores = scores.write(step, total)
             if not tf.math.is_finite(total[0]):

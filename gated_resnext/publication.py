@@ -82,7 +82,7 @@ def publish(
         "entry": run.entry,
         "dataset": run.dataset,
         "command": f"{_backend(result)}python -m gated_resnext.train --entry={run.entry} --seed={run.seed}"
-        f"{_scale(run, whole)}{_precision(result)}{' --on_nan=rollback' if result.get('rollbacks') else ''}",
+        f"{_scale(run, whole)}{_arithmetic(result)}{' --on_nan=rollback' if result.get('rollbacks') else ''}",
         "recipe": run.recipe.name,
         "epochs": result["epochs"],
         "schedule_epochs": whole.epochs,
@@ -146,6 +146,7 @@ def _backend(result: dict[str, Any]) -> str:
     return "" if found == "tensorflow" else f"KERAS_BACKEND={found} "
 
 
-def _precision(result: dict[str, Any]) -> str:
+def _arithmetic(result: dict[str, Any]) -> str:
     found = result.get("precision", "float32")
-    return "" if found == "float32" else f" --precision={found}"
+    compiled = " --jit_compile" if result.get("jit_compile") else ""
+    return compiled if found == "float32" else f" --precision={found}{compiled}"

@@ -36,6 +36,7 @@ def train(
     sync_batch_norm: bool = False,
     precision: str = "float32",
     remat: bool = False,
+    jit_compile: bool = False,
     on_nan: str = "stop",
     checkpoint_s: float = 60.0,
     began: Callable[[str], None] | None = None,
@@ -57,6 +58,7 @@ def train(
         precision: "float32", "mixed_bfloat16" or "mixed_float16"; gates, statistics and weights are float32 in all,
             and so is the network that comes out, whose accuracy is the result's.
         remat: whether learned gates keep one wide tensor a module for the backward pass, not two.
+        jit_compile: whether XLA compiles the steps, as under JAX it always does; of one replica alone.
         on_nan: what a loss that is not finite does: "stop", or "rollback" to the newest checkpoint and on from there
             at half the rate until the end of the phase.
         checkpoint_s: seconds of work that may be lost.
@@ -82,7 +84,11 @@ def train(
         raise UserError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {precision!r}")
     if start is not None and run.weights != start.name:
         raise UserError(f"the run begins with {run.weights or 'fresh weights'}. Received: start={start.name!r}")
-    engine = _engine(strategy)
+    engine = _engine(strategy, jit_compile)
+    if engine.jit_compile and engine.replicas > 1:
+        raise UserError(
+            f"--jit_compile is for one device and there are {engine.replicas} replicas: --strategy=one_device takes one"
+        )
     if run.recipe.batch_size % engine.replicas:
         raise UserError(
             f"the batch of {run.recipe.batch_size} does not divide into {engine.replicas} replicas: --batch_size=N "
@@ -114,7 +120,7 @@ def train(
             ) from error
 
 
-def _engine(strategy: Any) -> Engine:
+def _engine(strategy: Any, jit_compile: bool) -> Engine:
     """What trains under Keras' backend: compiled steps, and the images they take."""
     if keras.backend.backend() == "jax":
         from gated_resnext.jax_loop import JaxEngine
@@ -124,4 +130,4 @@ def _engine(strategy: Any) -> Engine:
         raise UserError(f"KERAS_BACKEND must be tensorflow or jax to train. Received: {keras.backend.backend()}")
     from gated_resnext.loop import TensorFlowEngine
 
-    return TensorFlowEngine(strategy)
+    return TensorFlowEngine(strategy, jit_compile)

@@ -116,6 +116,7 @@ class Training:
             "backend": keras.backend.backend(),
             "precision": options.precision,
             "batch_norm_images": self.run.recipe.batch_size // parts,
+            "jit_compile": self.engine.jit_compile,
         }
 
     @property
@@ -395,13 +396,14 @@ class Training:
             raise UserError(
                 f"the checkpoints in {self.checkpoints.folder} are of another run; choose another --workdir"
             )
-        began = place.arithmetic or self._arithmetic
+        began = {"jit_compile": False, **(place.arithmetic or self._arithmetic)}
         changed = [name for name, value in self._arithmetic.items() if began.get(name, value) != value]
         if changed:
             texts = {
                 "backend": "KERAS_BACKEND={}",
                 "precision": "--precision={}",
                 "batch_norm_images": "batch norm over {} images, which --strategy and --sync_batch_norm decide",
+                "jit_compile": "--jit_compile={}",
             }
             told = " and ".join(texts[name].format(began[name]) for name in changed)
             raise UserError(f"the run began with {told}; go on with that, or begin in another folder")
@@ -462,6 +464,7 @@ class Training:
             "backend": self._arithmetic["backend"],
             "precision": self._arithmetic["precision"],
             "batch_norm_images": self._arithmetic["batch_norm_images"],
+            "jit_compile": self._arithmetic["jit_compile"],
             "seconds": round(self.place.seconds, 1),
             "rollbacks": self.place.rollbacks,
             "top1": tests["top1"],

@@ -29,10 +29,11 @@ STRATEGY = flags.DEFINE_string("strategy", "auto", "auto, one_device, mirrored, 
 SYNC_BATCH_NORM = flags.DEFINE_bool("sync_batch_norm", False, "Batch norm counts the images of all replicas.")
 PRECISION = flags.DEFINE_string("precision", "float32", "Of the arithmetic: float32, mixed_bfloat16 or mixed_float16.")
 REMAT = flags.DEFINE_bool("remat", False, "Keep half as much for the backward pass of learned gates, compute more.")
+JIT_COMPILE = flags.DEFINE_bool("jit_compile", False, "XLA compiles the steps, on one device; with JAX it always does.")
 TEXTS = ARCHITECTURE, RECIPE
 # What a result depends on, as a ledger's command tells it.
 SCHEDULE = RECIPE, GATE_LEARNING_RATE, BATCH_SIZE
-ARITHMETIC = STRATEGY, SYNC_BATCH_NORM, PRECISION, REMAT, ON_NAN
+ARITHMETIC = STRATEGY, SYNC_BATCH_NORM, PRECISION, REMAT, JIT_COMPILE, ON_NAN
 
 
 def recipe(default: str) -> recipes.Recipe:
@@ -66,6 +67,7 @@ def options() -> dict[str, Any]:
         "sync_batch_norm": SYNC_BATCH_NORM.value,
         "precision": PRECISION.value,
         "remat": REMAT.value,
+        "jit_compile": JIT_COMPILE.value,
         "on_nan": ON_NAN.value,
         "checkpoint_s": CHECKPOINT_SECONDS.value,
     }

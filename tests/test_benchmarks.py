@@ -21,21 +21,10 @@ def kept(path):
     return {found.get_name(): found for found in pyperf.BenchmarkSuite.load(str(path)).get_benchmarks()}
 
 
-TWO_OF_SEVEN = """
-import runpy, sys
-from benchmarks import training
-for name in [*training.OURS]:
-    if name not in ("learned K=4", "full"):
-        del training.OURS[name]
-sys.argv[0] = "training"
-from gated_resnext import errors
-errors.run(training.main)
-"""
-
-
 def test_training(run_python, tmp_path):
     flags = ("--networks=8-4", "--batches=1", "--rounds=2", "--steps=1", "--peers=")
-    done = run_python("-c", TWO_OF_SEVEN, *flags, f"--json={tmp_path / 'found.json'}")
+    left_out = "--leave_out=remat,bfloat16,XLA,frozen,pruned,K=1"
+    done = run_python("-m", "benchmarks.training", left_out, *flags, f"--json={tmp_path / 'found.json'}")
     assert done.returncode == 0, done.stderr
     found = kept(tmp_path / "found.json")
     step = found["{8,4,8} learned K=4, batch 1, train"]
@@ -58,7 +47,7 @@ class Recorded:
         self.spec = spec
 
     def take(self, what, count):
-        options = [self.spec.get(name) for name in ("remat", "precision")]
+        options = [self.spec.get(name) for name in ("remat", "precision", "jit_compile")]
         calls.append([what, count, self.spec["kind"], self.spec["fan_in"], *options])
         return float(len(calls))
 
@@ -76,12 +65,12 @@ def test_the_sides_take_turns(run_python):
     done = run_python("-c", SIDES)
     assert done.returncode == 0, done.stderr
     calls, train = json.loads(done.stdout)
-    taken, ends = calls[:36], calls[36:]
-    assert ends == ["closed"] * 9
-    sides = [call[2:] for call in taken[:9]]
-    assert len({str(side) for side in sides}) == 9
+    taken, ends = calls[:44], calls[44:]
+    assert ends == ["closed"] * 11
+    sides = [call[2:] for call in taken[:11]]
+    assert len({str(side) for side in sides}) == 11
     assert taken == [[what, 3, *side] for _ in range(2) for what in ("train", "infer") for side in sides]
-    assert list(train.values()) == [[float(place), float(place + 18)] for place in range(1, 10)]
+    assert list(train.values()) == [[float(place), float(place + 22)] for place in range(1, 12)]
 
 
 def rows_of(text):

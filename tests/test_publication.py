@@ -42,12 +42,12 @@ def test_published_weights_reach_what_the_card_says(trained, digits_dir, folder)
     )
 
 
-def test_the_command_has_the_precision(trained, digits_dir, folder, tmp_path):
+def test_the_command_has_the_arithmetic(trained, digits_dir, folder, tmp_path):
     workdir = shutil.copytree(trained, tmp_path / "copy")
     result = files.read_json(workdir / "result.json")
-    files.write_json(workdir / "result.json", {**result, "precision": "mixed_bfloat16"})
+    files.write_json(workdir / "result.json", {**result, "precision": "mixed_bfloat16", "jit_compile": True})
     card = publication.publish(workdir, folder, data_dir=digits_dir, hardware="")
-    assert card["command"].endswith(" --seed=0 --epochs_scale=0.03 --precision=mixed_bfloat16")
+    assert card["command"].endswith(" --seed=0 --epochs_scale=0.03 --precision=mixed_bfloat16 --jit_compile")
 
 
 def test_the_card_tells_of_rollbacks_and_of_the_images_of_batch_norm(trained, digits_dir, folder, tmp_path):
