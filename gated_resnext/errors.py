@@ -103,7 +103,7 @@ def run(main: Callable[[list[str]], Any], *, operands: bool = False) -> None:
             return _fail(str(error))
         return 0
 
-    if not memory.accelerated():
+    if not memory.on_gpu():
         memory.keep_freed_memory()
     if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") != "0":  # whoever wants to hear it all
         quiet.tensorflow()

@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
     """A run that ended: its `result.json`, or the step at which its loss was no longer finite.
 
     `entropy` is the mean over modules of the gates' at the end of learning, in nats; None where none are learned.
-    `how` is the backend, precision and version of a run that diverged, as far as they are known.
+    `how` is the arithmetic and the version of a run that diverged, as far as they are known.
     """
 
     row: Row
@@ -184,7 +184,8 @@ def csv_lines(setting: Setting, outcomes: Sequence[Outcome]) -> str:
     buffer = io.StringIO()
     names = ["row", "dataset", "wiring", "fan_in", "seed", "diverged_at_step", "top1", "top5", "test_images"]
     names += ["parameters", "parameters_pruned", "active_blocks", "epochs", "schedule_epochs", "recipe", "limit"]
-    names += ["steps", "seconds", "backend", "precision", "batch_norm_images", "rollbacks", "gate_entropy", "version"]
+    names += ["steps", "seconds", "backend", "precision", "jit_compile", "batch_norm_images", "rollbacks"]
+    names += ["gate_entropy", "version"]
     writer = csv.DictWriter(buffer, names, lineterminator="\n")
     writer.writeheader()
     for row, seed, result, diverged, entropy, how in outcomes:
@@ -371,8 +372,10 @@ def _ours(row: Row, ended: Sequence[Outcome]) -> str:
             texts.append(f"top-5 {100 * statistics.fmean(result['top5'] for result in results):.2f}")
     for one in ended:
         if one.diverged is not None:
-            precision = (one.how or {}).get("precision", "float32")
+            how = one.how or {}
+            precision = how.get("precision", "float32")
             of = "" if precision == "float32" else f", in {precision}"
+            of += ", compiled by XLA" if how.get("jit_compile") else ""
             texts.append(f"seed {one.seed} diverged at step {one.diverged}{of}")
     return "; ".join(texts)
 

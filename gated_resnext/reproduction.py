@@ -107,8 +107,9 @@ def reproduce(
                 note = functools.partial(_note, setting, place)
                 trainer.train(run, place, data_dir=data_dir, began=note, **given)
             except DivergedError as error:
-                how = {"precision": given.get("precision", "float32"), "version": gated_resnext.__version__}
-                told = {"step": error.step, "message": str(error), "backend": versions.backend(), **how}
+                how = {"precision": given.get("precision", "float32"), "jit_compile": given.get("jit_compile", False)}
+                how |= {"backend": versions.backend(), "version": gated_resnext.__version__}
+                told = {"step": error.step, "message": str(error), **how}
                 files.write_json(place / DIVERGED, told)
                 say(f"Diverged: {str(error).split(';')[0]}")
             _forget()
@@ -166,7 +167,7 @@ def _ended(row: Row, run: Run, folder: pathlib.Path, experiment: Experiment, aga
             found = files.read_json(place / DIVERGED)
             if not isinstance(found, dict) or type(found.get("step")) is not int:
                 raise UserError(f"{place / DIVERGED} names no step; delete it, and the same command goes on from there")
-            how = {name: found[name] for name in ("backend", "precision", "version") if name in found}
+            how = {name: found[name] for name in ("backend", "precision", "jit_compile", "version") if name in found}
             return Outcome(row, run.seed, None, diverged=found["step"], how=how)
     return None
 

@@ -46,7 +46,8 @@ def train(
     """Trains, or goes on training, and evaluates.
 
     Every step is a function of the state before it, so that a run stopped anywhere ends in the weights of an
-    uninterrupted one, to the bit on a CPU. SIGTERM saves and raises SystemExit(0), Ctrl-C saves and raises
+    uninterrupted one, to the bit on a CPU. There the process keeps its freed memory from then on
+    (`keep_freed_memory`). SIGTERM saves and raises SystemExit(0), Ctrl-C saves and raises
     KeyboardInterrupt.
 
     Args:
@@ -58,7 +59,8 @@ def train(
         precision: "float32", "mixed_bfloat16" or "mixed_float16"; gates, statistics and weights are float32 in all,
             and so is the network that comes out, whose accuracy is the result's.
         remat: whether learned gates keep one wide tensor a module for the backward pass, not two.
-        jit_compile: whether XLA compiles the steps, as under JAX it always does; of one replica alone.
+        jit_compile: whether XLA compiles TensorFlow's steps, of one replica alone. JAX's it always compiles, whatever
+            this says.
         on_nan: what a loss that is not finite does: "stop", or "rollback" to the newest checkpoint and on from there
             at half the rate until the end of the phase.
         checkpoint_s: seconds of work that may be lost.

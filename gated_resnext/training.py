@@ -396,7 +396,7 @@ class Training:
             raise UserError(
                 f"the checkpoints in {self.checkpoints.folder} are of another run; choose another --workdir"
             )
-        began = {"jit_compile": False, **(place.arithmetic or self._arithmetic)}
+        began = {**self._arithmetic, "jit_compile": False, **(place.arithmetic or {})}
         changed = [name for name, value in self._arithmetic.items() if began.get(name, value) != value]
         if changed:
             texts = {

@@ -85,6 +85,7 @@ SINGLE = {
     "sync_batch_norm": ["maybe", "2", ""],
     "precision": ["half", "", "float64", "FLOAT32"],
     "remat": ["maybe"],
+    "jit_compile": ["maybe"],
     "workdir": ["file", "file/run", "run", "photos", "broken", "quick.json"],
     "data_dir": ["file", "file/data"],
     "architecture": ['{"depth": 28}', '{"classes": 3}', "{", "missing.json"],
