@@ -156,6 +156,7 @@ def test_the_defaults_are_the_documented_ones(run_python, tmp_path):
         ("[no]sync_batch_norm", "false"),
         ("precision", "float32"),
         ("[no]remat", "false"),
+        ("[no]jit_compile", "false"),
     ):
         assert re.search(rf"--{re.escape(name)}: [^-]*\(default: '{default}'\)", done.stdout, re.DOTALL), name
     assert re.search(rf"--entry: [^-]*Default: {K1}, or\s+one\s+that\s+fits", done.stdout)
