@@ -310,12 +310,21 @@ def test_workers_with_different_workdirs_are_told_so(distributed):
 
 
 def difference(one, other):
-    """The largest between the weights and statistics of two trainings."""
+    """The median and the largest between the weights and statistics of two trainings."""
     states = [newest(folder) for folder in (one, other)]
     for state in states:
         del state["place"]
     assert set(states[0]) == set(states[1])
-    return max(np.abs(states[0][name] - states[1][name]).max() for name in states[0])
+    found = np.concatenate([np.abs(states[0][name] - states[1][name]).ravel() for name in states[0]])
+    return np.median(found), found.max()
+
+
+def assert_one_device(found, folder):
+    """All weights agree to rounding, but for the few that a ReLU moves whose input a rounding carried over zero."""
+    median, largest = difference(found, folder / "one")
+    of_half_the_batch, by_half_the_batch = difference(folder / "apart", folder / "one")
+    assert of_half_the_batch > 1e-5 and by_half_the_batch > 1e-3, "batch norm of half the batch is something else"
+    assert median < 1e-7 and largest < by_half_the_batch / 50
 
 
 def test_two_replicas_with_half_the_batch_are_one_device(distributed):
@@ -323,14 +332,13 @@ def test_two_replicas_with_half_the_batch_are_one_device(distributed):
     logs = "".join(path.read_text() for name in ("one", "mirrored", "apart") for path in folder.glob(f"{name}*.log"))
     assert (statuses["alone"], statuses["apart"]) == ([0, 0], [0]), logs
     assert newest(folder / "one")["place"]["step"] == 6
-    assert difference(folder / "mirrored", folder / "one") < 1e-5
-    assert difference(folder / "apart", folder / "one") > 1e-3, "batch norm of half the batch is something else"
+    assert_one_device(folder / "mirrored", folder)
 
 
 def test_two_workers_with_half_the_batch_are_one_device(distributed):
     folder, statuses = distributed
     assert statuses["synchronized workers"] == [0, 0], (folder / "workers_0.log").read_text()
-    assert difference(folder / "workers", folder / "one") < 1e-5
+    assert_one_device(folder / "workers", folder)
 
 
 @pytest.mark.parametrize(
