@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gated_resnext import memory, quiet
+from gated_resnext import devices, memory, quiet
 
 
 class UserError(ValueError):
@@ -103,7 +103,7 @@ def run(main: Callable[[list[str]], Any], *, operands: bool = False) -> None:
             return _fail(str(error))
         return 0
 
-    if not memory.on_gpu():
+    if not devices.gpu_at_hand():
         memory.keep_freed_memory()
     if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") != "0":  # whoever wants to hear it all
         quiet.tensorflow()

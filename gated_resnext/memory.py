@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import pathlib
 import sys
-
-
-def on_gpu(devices: pathlib.Path = pathlib.Path("/dev")) -> bool:
-    """Whether an NVIDIA GPU is there and not hidden, by its file: a library that is asked would start its threads."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or os.environ.get("JAX_PLATFORMS") == "cpu"
-    return not hidden and any(devices.glob("nvidia[0-9]*"))
 
 
 def keep_freed_memory() -> None:

@@ -397,7 +397,7 @@ class Training:
                 f"the checkpoints in {self.checkpoints.folder} are of another run; choose another --workdir"
             )
         began = {**self._arithmetic, "jit_compile": False, **(place.arithmetic or {})}
-        changed = [name for name, value in self._arithmetic.items() if began.get(name, value) != value]
+        changed = [name for name, value in self._arithmetic.items() if began[name] != value]
         if changed:
             texts = {
                 "backend": "KERAS_BACKEND={}",

@@ -85,8 +85,7 @@ def test_a_checkpoint_of_before_there_was_a_choice_is_of_the_kernels(compiled, d
         files.write_arrays(path, {**state, "place": np.array(json.dumps(place))})
     with pytest.raises(UserError, match="the run began with --jit_compile=False; go on with that"):
         trainer.train(RUN, folder, data_dir=digits_dir, jit_compile=True)
-    if began == "a backend":
-        assert trainer.train(RUN, folder, data_dir=digits_dir)["jit_compile"] is False
+    assert trainer.train(RUN, folder, data_dir=digits_dir)["jit_compile"] is False
 
 
 def test_several_replicas_are_refused(digits_dir, tmp_path, monkeypatch):

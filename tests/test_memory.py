@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gated_resnext import memory
+from gated_resnext import devices
 
 glibc = pytest.mark.skipif(
     not (sys.platform.startswith("linux") and hasattr(ctypes.CDLL(None), "mallopt")), reason="no glibc"
@@ -69,7 +69,7 @@ def test_arenas_that_were_set_stay(run_python, monkeypatch):
 
 
 @glibc
-@pytest.mark.skipif(memory.on_gpu(), reason="a GPU is here")
+@pytest.mark.skipif(devices.gpu_at_hand(), reason="a GPU is here")
 def test_commands_keep_it(run_python, monkeypatch):
     monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
     command = "sys.argv[1:] = []\nfrom gated_resnext import errors\nerrors.run(main)\n"
@@ -81,8 +81,8 @@ def test_a_gpu_is_known_by_its_file(tmp_path, monkeypatch):
     for name in ("CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "nvidia-caps").touch()
-    assert not memory.on_gpu(tmp_path)
+    assert not devices.gpu_at_hand(tmp_path)
     (tmp_path / "nvidia0").touch()
-    assert memory.on_gpu(tmp_path)
+    assert devices.gpu_at_hand(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not memory.on_gpu(tmp_path)
+    assert not devices.gpu_at_hand(tmp_path)
