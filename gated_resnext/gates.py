@@ -173,7 +173,7 @@ def aggregate(gates: Tensor, y: Tensor, learned: bool = True) -> Tensor:
     Args:
         gates: (J, C).
         y: (C, batch, height, width, channels).
-        learned: whether the gradient of the gates is wanted; with learned gates that of y waits for it.
+        learned: whether the gradient of the gates is wanted.
 
     Returns:
         (J, batch, height, width, channels).
@@ -186,7 +186,7 @@ def aggregate(gates: Tensor, y: Tensor, learned: bool = True) -> Tensor:
 
 @custom_gradient
 def _product(gates: Tensor, y: Tensor) -> tuple[Tensor, Any]:
-    """gates @ y for y (C, many), with the gate gradient as two products: TensorFlow computes each on one CPU core."""
+    """gates @ y for y (C, many), whose gate gradient is in the dtype of the gates."""
 
     def grad(gradient: Tensor) -> tuple[Tensor, Tensor]:
         return _product_gradient(gates, y, gradient)
@@ -196,14 +196,8 @@ def _product(gates: Tensor, y: Tensor) -> tuple[Tensor, Any]:
 
 def _product_gradient(gates: Tensor, y: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """That of the gates in their own dtype, and that of y in its."""
-    # y was written long ago: its halves are read once each, the fresh gradient twice.
-    half = (y.shape[0] + 1) // 2
-    parts = [part for part in (y[:half], y[half:]) if part.shape[0]]
-    of_gates = ops.concatenate([_products_of_rows(gradient, part) for part in parts], 1)
-    # That the product for y waits for the gates' keeps the latter's two together, a core each (docs/performance.md).
-    of_gates = ops.cast(of_gates, gates.dtype)
-    waiting = ops.cast(gates + 0 * of_gates, y.dtype)
-    return of_gates, ops.matmul(ops.transpose(waiting), gradient)
+    of_gates = ops.cast(_products_of_rows(gradient, y), gates.dtype)
+    return of_gates, ops.matmul(ops.transpose(ops.cast(gates, y.dtype)), gradient)
 
 
 def _products_of_rows(a: Tensor, b: Tensor) -> Tensor:
