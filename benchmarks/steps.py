@@ -12,6 +12,7 @@ memory it has held, in bytes. It answers once when it is ready. Two libraries in
     layout  of the peer: "last" or "first"
     jit_compile  whether XLA compiles our training steps
     keep    false: freed memory goes where glibc puts it (`gated_resnext.memory`)
+    onednn  false: TensorFlow's own kernels (`gated_resnext.onednn`)
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gated_resnext import memory
+from gated_resnext import memory, onednn
 
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 CARDINALITY = 8
@@ -128,6 +129,9 @@ def main(argv: list[str]) -> None:
     spec = json.loads(argv[1])
     if spec.get("keep", True):
         memory.keep_freed_memory()
+    if "onednn" in spec:
+        os.environ[onednn.VARIABLE] = str(int(spec["onednn"]))
+    onednn.use_onednn()
     if spec["side"] == "ours":
         import tensorflow  # noqa: F401  what it takes by itself is not the network's
 

@@ -18,7 +18,7 @@ THEORY = (
     ("backward", "narrowing 1x1", 1, 1, "reads x for the kernel's gradient, writes its part of dx"),
     ("backward", "shortcut", 2, 1, "adds dy and that part"),
     ("backward", "ReLU", 2, 1, "reads dx and x, writes ds"),
-    ("backward", "gates", 3, 0, "reads y, and ds once for each half of its blocks (one core each)"),
+    ("backward", "gates", 2, 0, "reads y and ds"),
     ("backward", "sum of the gates", 1, 1, "reads ds, writes dy of the module before"),
 )
 

@@ -5,11 +5,14 @@ import sys
 import hypothesis
 import pytest
 
+from gated_resnext import onednn
+
 pytest.register_assert_rewrite("runs", "processes")
 
 os.environ.pop("TFDS_DATA_DIR", None)  # no test reads or writes the user's data
 # What is promised to the last bit is promised on a CPU, and several processes share no GPU's memory.
 os.environ.update(CUDA_VISIBLE_DEVICES="", JAX_PLATFORMS="cpu")
+onednn.use_onednn()  # as commands do: what is computed here is what they compute
 
 # A stall of the machine is no failure, and what failed once fails again.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)

@@ -36,7 +36,7 @@ def in_jax(code, *args, fails=False):
         env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1800,
     )
     assert (result.returncode != 0) == fails, result.stdout + result.stderr
     return result

@@ -16,10 +16,10 @@ from gated_resnext.recipes import RECIPES
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, digits_dir):
     """A folder of pictures, even and odd digits, and a network with a new head, and one that still learns its gates."""
     folder = tmp_path_factory.mktemp("keras_files")
-    images, labels = Images("optical_digits", RECIPES["digits"]).arrays("train")
+    images, labels = Images("optical_digits", RECIPES["digits"], digits_dir).arrays("train")
     for number, (image, label) in enumerate(zip(images[:40], labels, strict=False)):
         path = folder / "photos" / ["even", "odd"][label % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def refused(run_python, place, name, *flags):
     return done.stderr.splitlines()[-1]
 
 
-def test_it_is_evaluated(place, run_python):
+def test_it_is_evaluated(place, run_python, digits_dir):
     flags = "--model=odd_or_even.keras", "--image_folder=photos", "--split=all"
     printed = command(run_python, place, "gated_resnext.evaluate", *flags)
     photos = Images(f"{FOLDER}{place / 'photos'}", RECIPES["photos"].with_batch_size(1), input_shape=(8, 8, 1))
@@ -64,7 +64,8 @@ def test_it_is_evaluated(place, run_python):
     model = zoo.load("digits_11_4_4_k1", classes=2, seed=0)
     expected = Evaluation.of(model.predict_on_batch(pixels), labels, ["even", "odd"]).top1
     assert f"top-1              {100 * expected:.2f} %" in printed
-    of_digits = command(run_python, place, "gated_resnext.evaluate", "--model=pruned.keras", "--dataset=optical_digits")
+    flags = "--model=pruned.keras", "--dataset=optical_digits", f"--data_dir={digits_dir}"
+    of_digits = command(run_python, place, "gated_resnext.evaluate", *flags)
     assert f"top-1              {100 * zoo.card('digits_11_4_4_k1')['top1']:.2f} %" in of_digits
     told = refused(run_python, place, "gated_resnext.evaluate", "--model=odd_or_even.keras")
     assert "does not say what it was trained on: give --dataset or --image_folder" in told

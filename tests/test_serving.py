@@ -176,11 +176,11 @@ def test_the_health_check_wants_every_model_available():
             pass
 
     def healthy(text):
-        return subprocess.run(health_check(text, port), capture_output=True, timeout=20).returncode == 0
+        return subprocess.run(health_check(text, port), capture_output=True, timeout=120).returncode == 0
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         port = server.server_address[1]
-        threading.Thread(target=server.serve_forever).start()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         one, two = (serving.texts(names)["compose.yaml"] for names in (["first"], ["first", "second"]))
         assert healthy(one) and not healthy(two)
         states["second"] = "AVAILABLE"
