@@ -8,7 +8,7 @@ What is where: `Architecture` and `Connectivity` are values, `GatedResNeXt` is t
 `Recipe` and `trainer.train` learn them, and `GateConnectSGD` is what a `fit` of one's own wants, `GateRecorder`
 watches its gates. `preprocess_input` and `decode_predictions` stand before and behind a network, `Evaluation` says
 how well it does. `GatedBranches` gates layers of one's own, `GatedDenseBlock` the skip connections of a dense block;
-`wiring` reads what a network has learned. `keep_freed_memory` makes steps on a CPU under Linux faster.
+`wiring` reads what a network has learned. `prepare_cpu` makes steps on a CPU faster.
 Importing this package imports neither Keras nor TensorFlow: each name is fetched when it is first used.
 """
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from gated_resnext.architecture import Architecture
     from gated_resnext.branches import GatedBranches
     from gated_resnext.connectivity import Connectivity
+    from gated_resnext.cpu import prepare_cpu
     from gated_resnext.dense_block import GatedDenseBlock
     from gated_resnext.dense_wiring import DenseWiring
     from gated_resnext.evaluation import Evaluation
     from gated_resnext.gate_recorder import GateRecorder
     from gated_resnext.heads import transfer
     from gated_resnext.layers import MultiBranchModule
-    from gated_resnext.memory import keep_freed_memory
     from gated_resnext.model import GatedResNeXt, load
     from gated_resnext.optimizer import GateConnectSGD
     from gated_resnext.predictions import decode_predictions, preprocess_input
@@ -54,8 +54,8 @@ _HOMES = {
     "Recipe": "recipes",
     "decode_predictions": "predictions",
     "freeze": "pruning",
-    "keep_freed_memory": "memory",
     "load": "model",
+    "prepare_cpu": "cpu",
     "preprocess_input": "predictions",
     "prune": "pruning",
     "transfer": "heads",
@@ -78,8 +78,8 @@ __all__ = [
     "Recipe",
     "decode_predictions",
     "freeze",
-    "keep_freed_memory",
     "load",
+    "prepare_cpu",
     "preprocess_input",
     "prune",
     "transfer",

@@ -12,7 +12,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gated_resnext import devices, memory, onednn, quiet
+from gated_resnext import quiet
+from gated_resnext.cpu import prepare_cpu
 
 
 class UserError(ValueError):
@@ -103,9 +104,7 @@ def run(main: Callable[[list[str]], Any], *, operands: bool = False) -> None:
             return _fail(str(error))
         return 0
 
-    if not devices.gpu_at_hand():
-        memory.keep_freed_memory()
-    onednn.use_onednn()
+    prepare_cpu()
     if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") != "0":  # whoever wants to hear it all
         quiet.tensorflow()
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # else no second program beside it finds room on a GPU

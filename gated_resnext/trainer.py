@@ -47,7 +47,7 @@ def train(
 
     Every step is a function of the state before it, so that a run stopped anywhere ends in the weights of an
     uninterrupted one, to the bit on a CPU. There the process keeps its freed memory from then on
-    (`keep_freed_memory`). SIGTERM saves and raises SystemExit(0), Ctrl-C saves and raises
+    (`gated_resnext.memory`). SIGTERM saves and raises SystemExit(0), Ctrl-C saves and raises
     KeyboardInterrupt.
 
     Args:

@@ -310,21 +310,21 @@ def test_workers_with_different_workdirs_are_told_so(distributed):
 
 
 def difference(one, other):
-    """The median and the largest between the weights and statistics of two trainings."""
+    """The median, the 90th percentile and the largest, between the weights and statistics of two trainings."""
     states = [newest(folder) for folder in (one, other)]
     for state in states:
         del state["place"]
     assert set(states[0]) == set(states[1])
     found = np.concatenate([np.abs(states[0][name] - states[1][name]).ravel() for name in states[0]])
-    return np.median(found), found.max()
+    return np.quantile(found, (0.5, 0.9, 1))
 
 
 def assert_one_device(found, folder):
     """All weights agree to rounding, but for the few that a ReLU moves whose input a rounding carried over zero."""
-    median, largest = difference(found, folder / "one")
-    of_half_the_batch, by_half_the_batch = difference(folder / "apart", folder / "one")
-    assert of_half_the_batch > 1e-5 and by_half_the_batch > 1e-3, "batch norm of half the batch is something else"
-    assert median < 1e-7 and largest < by_half_the_batch / 50
+    median, most, largest = difference(found, folder / "one")
+    of_half_the_batch, most_of_half, largest_of_half = difference(folder / "apart", folder / "one")
+    assert of_half_the_batch > 1e-5 and largest_of_half > 1e-3, "batch norm of half the batch is something else"
+    assert median < 1e-7 and most < most_of_half / 50 and largest < largest_of_half / 10
 
 
 def test_two_replicas_with_half_the_batch_are_one_device(distributed):

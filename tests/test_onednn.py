@@ -3,7 +3,7 @@ import platform
 
 import pytest
 
-from gated_resnext import onednn
+from gated_resnext import onednn, prepare_cpu
 
 COMMAND = """
 from gated_resnext import errors
@@ -32,5 +32,17 @@ def test_commands_compute_with_it(run_python, monkeypatch, asked, found):
 def test_it_is_for_x86_alone(monkeypatch, machine, found):
     monkeypatch.delenv(onednn.VARIABLE, raising=False)
     monkeypatch.setattr(platform, "machine", lambda: machine)
-    onednn.use_onednn()
+    assert onednn.use_onednn() is (found is not None)
     assert os.environ.pop(onednn.VARIABLE, None) == found
+
+
+def test_what_comes_too_late_is_told(monkeypatch):
+    import tensorflow  # noqa: F401
+
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setenv(onednn.VARIABLE, "0")
+    prepare_cpu()
+    monkeypatch.delenv(onednn.VARIABLE)
+    with pytest.warns(UserWarning, match="call prepare_cpu.. before the import of Keras, or set TF_ENABLE_ONEDNN_OPTS"):
+        prepare_cpu()
+    assert os.environ.pop(onednn.VARIABLE) == "1"
