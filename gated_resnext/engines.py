@@ -67,7 +67,7 @@ class Loop(Protocol):
 class Engine(Protocol):
     """What computes: `Lost` is raised where another worker is gone, `Unreadable` where an image cannot be read.
 
-    `jit_compile` says whether XLA compiles what TensorFlow's own kernels would otherwise compute.
+    `jit_compile` says whether XLA compiles what TensorFlow's kernels would otherwise compute one by one.
     """
 
     Lost: Any
