@@ -61,19 +61,10 @@ def trained(arch, wiring, state):
     return scores, model.weights_by_name(), momenta
 
 
-def assert_alike(found, expected, before):
-    """That two trainings moved all numbers from `before` alike, but for float32's rounding of sums in another order.
-
-    Half of each array to a thousandth of what it moved; nothing is off by a twentieth of what the furthest number did.
-    A rounding that carries a ReLU's input over zero moves a few by more than others.
-    """
-    assert set(found) == set(expected)
-    off = {name: np.abs(found[name] - expected[name]) for name in expected}
-    moved = {name: np.abs(expected[name] - before.get(name, 0)) for name in expected}
-    for name in expected:
-        assert np.median(off[name]) <= 1e-3 * np.median(moved[name]) + 1e-7, name
-    furthest = max(one.max(initial=0) for one in moved.values())
-    assert max(one.max(initial=0) for one in off.values()) < furthest / 20
+def close(found, expected, name):
+    """Float32 rounding of sums in another order, grown over a few steps; relative to the largest of the array."""
+    atol = 1e-4 * max(np.abs(expected).max(initial=0), 1e-2)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -85,16 +76,18 @@ def test_active_blocks_learn_the_same_without_the_unused(wiring, aggregation):
     scores, after, momenta = trained(arch, wiring, start)
     kept, unused_before = pruning.cut(start, ARCH, wiring)
     scores_pruned, after_pruned, momenta_pruned = trained(arch, wiring.pruned(), kept)
-    np.testing.assert_allclose(scores_pruned[0, 0], scores[0, 0], rtol=1e-5)
-    np.testing.assert_allclose(scores_pruned[:, 0], scores[:, 0], rtol=1e-3)
+    np.testing.assert_allclose(scores_pruned[:, 0], scores[:, 0], rtol=1e-5)
     np.testing.assert_array_equal(scores_pruned[:, 3], BATCH)
 
     active, unused = pruning.cut(after, ARCH, wiring)
-    assert_alike(after_pruned, active, kept)
+    assert set(after_pruned) == set(active)
+    for name, value in active.items():
+        close(after_pruned[name], value, name)
     moved = [name for name in after_pruned if np.abs(after_pruned[name] - kept[name]).max() > 1e-3]
     assert {"stem_conv/kernel", "stage1_module1/conv/kernel", "classifier/kernel"} <= set(moved)
     active_momenta, unused_momenta = pruning.cut(momenta, ARCH, wiring)
-    assert_alike(momenta_pruned, active_momenta, {})
+    for name, value in active_momenta.items():
+        close(momenta_pruned[name], value, name)
 
     # What was cut sees no gradient: its kernels shrink by L2 alone, gamma and beta stay.
     blocks = sum(wiring.blocks) - sum(wiring.active_blocks)
