@@ -1,6 +1,9 @@
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 
 import hypothesis
 import pytest
@@ -12,11 +15,36 @@ pytest.register_assert_rewrite("runs", "processes")
 os.environ.pop("TFDS_DATA_DIR", None)  # no test reads or writes the user's data
 # What is promised to the last bit is promised on a CPU, and several processes share no GPU's memory.
 os.environ.update(CUDA_VISIBLE_DEVICES="", JAX_PLATFORMS="cpu")
+# JAX takes most of a test's time to compile, and most of that to make fast what then runs a few times.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+os.environ.update(JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0", JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="-1")
 onednn.use_onednn()  # as commands do: what is computed here is what they compute
 
 # A stall of the machine is no failure, and what failed once fails again.
 hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--within", type=float, metavar="SECONDS", help="begin no test marked slow later than this")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes 15 s or more on two slow cores; see WORKSPACE.md")
+    config.began = time.monotonic()
+    if not hasattr(config, "workerinput"):  # what one process compiled, those after it read, of all workers
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled = tempfile.mkdtemp(prefix="compiled")
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "compiled"):
+        shutil.rmtree(config.compiled, ignore_errors=True)
+
+
+def pytest_runtest_setup(item):
+    within = item.config.getoption("--within")
+    if within is not None and item.get_closest_marker("slow") and time.monotonic() - item.config.began > within:
+        pytest.skip(f"a slow test, {within:.0f} s after the first: no time was left; pytest -m slow runs it")
 
 
 @pytest.fixture(autouse=True)

@@ -240,6 +240,7 @@ print(float(np.abs(gradients[0]).max() > 0.1), float(np.abs(gradients[0] - gradi
 """
 
 
+@pytest.mark.slow
 def test_equal_gates_and_remat_under_torch(run_python):
     pytest.importorskip("torch", reason="torch is not installed (extra: benchmark)")
     done = run_python("-c", TIES_ON_TORCH, env={"KERAS_BACKEND": "torch"})

@@ -234,6 +234,7 @@ def errors(log):
     return [line for line in log.read_text().splitlines() if line.startswith("error: ")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NO_CLUSTERS)
 def test_a_cluster_that_is_none_is_one_line(distributed, name):
     folder, statuses = distributed
@@ -248,6 +249,7 @@ def test_a_cluster_that_is_none_is_one_line(distributed, name):
 # Several workers
 
 
+@pytest.mark.slow
 def test_two_workers_train_the_same_and_one_writes(distributed):
     folder, statuses = distributed
     assert statuses["whole"] == [0, 0], "".join(path.read_text() for path in folder.glob("whole_*.log"))
@@ -262,6 +264,7 @@ def test_two_workers_train_the_same_and_one_writes(distributed):
     assert "Phase" not in (folder / "whole_1.log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [1, 0])
 def test_where_a_worker_is_killed_the_other_ends_with_one_line(distributed, victim):
     folder, statuses = distributed
@@ -275,6 +278,7 @@ def test_where_a_worker_is_killed_the_other_ends_with_one_line(distributed, vict
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_killed_workers_started_again_end_in_the_same_bytes(distributed):
     folder, statuses = distributed
     assert statuses["nobody_killed"] == [0, 0]
@@ -283,6 +287,7 @@ def test_killed_workers_started_again_end_in_the_same_bytes(distributed):
     assert_same_end(folder / "killed", folder / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("told", [1, 0])
 def test_where_a_worker_is_told_to_stop_all_do_and_the_step_is_saved(distributed, told):
     folder, statuses = distributed
@@ -297,6 +302,7 @@ def test_where_a_worker_is_told_to_stop_all_do_and_the_step_is_saved(distributed
     assert line.startswith(f"error: another worker was told to stop; all did, after step {step}: started again on all")
 
 
+@pytest.mark.slow
 def test_workers_with_different_workdirs_are_told_so(distributed):
     folder, statuses = distributed
     assert statuses["different"] == [1, 1]
@@ -332,6 +338,7 @@ def assert_one_device(found, folder):
     assert median < 1e-7 and of_statistics < statistics_of_half / 50 and largest < largest_of_half / 50
 
 
+@pytest.mark.slow
 def test_two_replicas_with_half_the_batch_are_one_device(distributed):
     folder, statuses = distributed
     logs = "".join(path.read_text() for name in ("one", "mirrored", "apart") for path in folder.glob(f"{name}*.log"))
@@ -340,6 +347,7 @@ def test_two_replicas_with_half_the_batch_are_one_device(distributed):
     assert_one_device(folder / "mirrored", folder)
 
 
+@pytest.mark.slow
 def test_two_workers_with_half_the_batch_are_one_device(distributed):
     folder, statuses = distributed
     assert statuses["synchronized workers"] == [0, 0], (folder / "workers_0.log").read_text()

@@ -31,6 +31,7 @@ def blocks(page, *languages):
     return [(language, block) for language, block in found if language in languages]
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs(tmp_path, digits_dir):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HOME": str(tmp_path)}
     (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)
@@ -67,6 +68,7 @@ def test_the_pictures_of_the_training_page_are_those_of_the_command():
         assert re.search(rf"^\| `{what}` \| .* \| {re.escape(', '.join(kind.endings))} \|$", text, re.MULTILINE), what
 
 
+@pytest.mark.slow
 def test_the_transfer_page_runs(tmp_path, digits_dir):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HOME": str(tmp_path)}
     (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)
@@ -93,6 +95,7 @@ def test_the_transfer_page_runs(tmp_path, digits_dir):
     assert (folder / "assets" / "labels.txt").read_text() == "even\nodd\n"
 
 
+@pytest.mark.slow
 def test_the_page_of_devices_runs(tmp_path, digits_dir):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HOME": str(tmp_path)}
     (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)
@@ -121,6 +124,7 @@ def test_the_table_of_devices_is_that_of_the_formats():
             assert re.search(rf"^\| `{name}` .* \| {'no: .*' if form.exact else 'yes'} \|$", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_training_page_follows_a_run(tmp_path, digits_dir):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HOME": str(tmp_path)}
     (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)
@@ -134,6 +138,7 @@ def test_the_training_page_follows_a_run(tmp_path, digits_dir):
     assert re.search(r"^[\d.]+ 0\.\d+ \[[\d., ]+\]\n(.*\n)*[\d.]+ 0\.\d+ None$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_training_page_fits(tmp_path, digits_dir, run_python):
     (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)
     _, block = [block for _, block in blocks("training.md", "python")]
@@ -143,6 +148,7 @@ def test_the_training_page_fits(tmp_path, digits_dir, run_python):
     assert before == "(4, 4, 4)" and after != before and float(top1) > 85
 
 
+@pytest.mark.slow
 def test_branches_of_ones_own_are_trained_and_exported(tmp_path, digits_dir, run_python):
     (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)
     block, *_ = [block for _, block in blocks("beyond.md", "python") if "GatedBranches" in block]

@@ -136,6 +136,7 @@ def test_a_damaged_part_and_a_missing_data_set_are_said(packed, tmp_path, digits
         arrays.write(images, tmp_path / "tfds")
 
 
+@pytest.mark.slow
 def test_a_table_is_reproduced(packed, tmp_path):
     flags = "--table=3", "--dataset=optical_digits", "--rows=digits_11_4_4_full", "--seeds=1", "--epochs_scale=0.001"
     code = TRAIN.replace("train", "reproduce")
@@ -155,6 +156,7 @@ def whole(packed, tmp_path_factory):
     return folder, trained(folder, packed).stdout
 
 
+@pytest.mark.slow
 def test_four_phases_resumed_equal_uninterrupted(packed, whole, tmp_path):
     """The network learns, its wiring is frozen, and what was stopped ends in the same bytes."""
     uninterrupted, printed = whole
@@ -190,6 +192,7 @@ def test_four_phases_resumed_equal_uninterrupted(packed, whole, tmp_path):
     np.testing.assert_array_equal(*histories)
 
 
+@pytest.mark.slow
 def test_what_jax_trained_is_evaluated_and_published_without_tensorflow(packed, whole, tmp_path):
     (workdir, _), zoo = whole, tmp_path / "zoo"
     result = json.loads((workdir / "result.json").read_text())
@@ -209,6 +212,7 @@ def test_what_jax_trained_is_evaluated_and_published_without_tensorflow(packed, 
     assert missing.stderr.strip().splitlines()[-1].startswith(f"error: there is no {tmp_path}/optical_digits/arrays")
 
 
+@pytest.mark.slow
 def test_what_jax_trained_is_exported_by_tensorflow(packed, tmp_path, digits_dir, run_python):
     trained(tmp_path, packed, "--precision=mixed_bfloat16", "--remat")
     result = json.loads((tmp_path / "result.json").read_text())
@@ -226,6 +230,7 @@ def test_what_jax_trained_is_exported_by_tensorflow(packed, tmp_path, digits_dir
     assert {"saved_model", "tflite"} <= set(checks) and max(c["max_difference"] for c in checks.values()) < 1e-4
 
 
+@pytest.mark.slow
 def test_what_replicas_trained_together_opens_under_jax(tmp_path):
     from gated_resnext import GatedResNeXt, zoo
 
@@ -247,6 +252,7 @@ def test_what_replicas_trained_together_opens_under_jax(tmp_path):
     np.testing.assert_allclose(np.load(tmp_path / "f.npy"), model(pixels), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_of_the_sums_learn_under_jax(packed, tmp_path):
     code = """
         import sys
@@ -327,6 +333,7 @@ def test_the_gates_gradient_is_not_rounded_to_16_bits_under_jax():
         assert shared > 5 and error < 1e-3, line
 
 
+@pytest.mark.slow
 def test_the_gates_gradient_is_not_rounded_to_16_bits_in_a_network_under_jax():
     """Of a network whose widest tensors are computed again: as that of one which keeps them, to what they round."""
     code = """
@@ -407,6 +414,7 @@ def test_a_network_that_the_zoo_has_not_is_trained_on_its_data(packed, tmp_path)
     assert {len(block) for module in result["connectivity"]["sources"] for block in module} == {3}
 
 
+@pytest.mark.slow
 def test_a_trained_network_is_trained_on_under_jax(packed, whole, tmp_path):
     workdir, _ = whole
     flags = f"--weights={workdir}", "--epochs_scale=0.05", f"--data_dir={packed}", f"--workdir={tmp_path}"

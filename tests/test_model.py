@@ -314,6 +314,7 @@ np.savez(sys.argv[1], model=model(images), compact=compact(model)(images), large
 """
 
 
+@pytest.mark.slow
 def test_the_layout_is_ours_whatever_keras_is_set_to(run_python, tmp_path):
     ours = OTHER_LAYOUT.replace("channels_first", "channels_last")
     for name, code in (("first", OTHER_LAYOUT), ("last", ours)):
@@ -579,7 +580,7 @@ np.savez(sys.argv[3], before=before, drawn=drawn, **model.weights_by_name())
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
-@pytest.mark.parametrize("aggregation", ["mean", "weighted"])
+@pytest.mark.parametrize("aggregation", ["mean", pytest.param("weighted", marks=pytest.mark.slow)])
 def test_the_same_network_under_jax(aggregation, tmp_path):
     model = network(TWO_MODULES.replace(aggregation=aggregation))
     model.save(tmp_path / "network.keras")
@@ -634,10 +635,12 @@ def learned_dense():
     "make",
     [
         lambda: network(TWO_MODULES),
-        lambda: GatedResNeXt(TWO_MODULES, None, None, remat=True, seed=3),
-        lambda: GatedResNeXt(TWO_MODULES, None, None, precision="mixed_bfloat16", seed=3),
-        learned_branches,
-        learned_dense,
+        pytest.param(lambda: GatedResNeXt(TWO_MODULES, None, None, remat=True, seed=3), marks=pytest.mark.slow),
+        pytest.param(
+            lambda: GatedResNeXt(TWO_MODULES, None, None, precision="mixed_bfloat16", seed=3), marks=pytest.mark.slow
+        ),
+        pytest.param(learned_branches, marks=pytest.mark.slow),
+        pytest.param(learned_dense, marks=pytest.mark.slow),
     ],
     ids=["network", "remat", "mixed_bfloat16", "branches", "dense block"],
 )
@@ -685,6 +688,7 @@ def test_it_is_quantised_by_the_export():
         network(TWO_MODULES).quantize("int8")
 
 
+@pytest.mark.slow
 def test_a_compiled_network_opens_where_the_networks_class_alone_was_imported(run_python, tmp_path):
     model = network(TWO_MODULES)
     model.compile(GateConnectSGD(0.1), "sparse_categorical_crossentropy")

@@ -226,6 +226,7 @@ def test_its_network_is_loaded(trained_on_a_folder):
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_its_network_is_exported(trained_on_a_folder, run_python):
     place, _, _ = trained_on_a_folder
     done = run_python("-m", "export.prune_and_save", "--workdir=run", "--output=models", cwd=place)
@@ -345,7 +346,7 @@ def test_a_run_that_knew_its_images_by_name_alone_goes_on(copied):
         trainer.train(Run.read(workdir), workdir)
 
 
-@pytest.mark.parametrize("damage", ["gone", "broken"])
+@pytest.mark.parametrize("damage", ["gone", pytest.param("broken", marks=pytest.mark.slow)])
 def test_an_image_that_is_lost_in_the_middle_is_named(copied, tmp_path, damage):
     images, _ = copied
     files.write_json(tmp_path / "quick.json", RECIPE)

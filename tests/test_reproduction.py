@@ -93,6 +93,7 @@ def reproduced(digits_dir, tmp_path_factory, run_python):
     return output, found
 
 
+@pytest.mark.slow
 def test_a_killed_table_keeps_what_had_ended(reproduced):
     _, found = reproduced
     assert found["killed"]["status"] == -signal.SIGKILL
@@ -101,6 +102,7 @@ def test_a_killed_table_keeps_what_had_ended(reproduced):
     assert "Run 1 of 4" not in found["terminated"]["printed"]
 
 
+@pytest.mark.slow
 def test_sigterm_ends_it_with_status_0_and_the_same_command_finishes(reproduced):
     _, found = reproduced
     assert found["terminated"]["status"] == 0, found["terminated"]["printed"]
@@ -115,6 +117,7 @@ def test_sigterm_ends_it_with_status_0_and_the_same_command_finishes(reproduced)
     assert "- runs: 4 of 4 ended" in found["finished"]["markdown"]
 
 
+@pytest.mark.slow
 def test_once_more_trains_nothing_and_writes_the_same(reproduced):
     _, found = reproduced
     assert "Run " not in found["again"]["printed"] and "Phase" not in found["again"]["printed"]
@@ -122,6 +125,7 @@ def test_once_more_trains_nothing_and_writes_the_same(reproduced):
         assert found["again"][kind] == found["finished"][kind]
 
 
+@pytest.mark.slow
 def test_the_ledger_is_what_the_workdirs_say(reproduced):
     output, found = reproduced
     rows = read(output)
@@ -147,6 +151,7 @@ def row_epochs(result):
     return round(result["steps"] / 10, 3)
 
 
+@pytest.mark.slow
 def test_the_header_names_the_command_and_no_folder(reproduced, digits_dir):
     output, found = reproduced
     text = found["finished"]["markdown"]
@@ -156,6 +161,7 @@ def test_the_header_names_the_command_and_no_folder(reproduced, digits_dir):
     assert text.splitlines()[2].startswith("**Trained: 0.256 of the schedule's 64 epochs, on the first 640 training")
 
 
+@pytest.mark.slow
 def test_each_run_names_the_machine_it_was_trained_on(reproduced):
     output, found = reproduced
     assert found["killed"]["machines"] == {f"{FULL}-0", f"{K1}-0"}
@@ -171,6 +177,7 @@ def test_each_run_names_the_machine_it_was_trained_on(reproduced):
     assert workdir.machines(place) == [machine, {"versions": "", "hardware": "another"}]
 
 
+@pytest.mark.slow
 def test_a_run_among_others_ends_in_the_bytes_of_one_alone(reproduced, digits_dir, tmp_path):
     output, _ = reproduced
     [row] = [row for row in experiments.table(3, "optical_digits").rows if row.name == K1]
@@ -248,6 +255,7 @@ def test_a_workdir_of_the_train_command_is_taken_over(trained, digits_dir, tmp_p
     assert Run.read(tmp_path / "at_its_place" / KEY / f"{K1}-0").limit is None
 
 
+@pytest.mark.slow
 def test_devices_and_precision_are_those_asked_for(digits_dir, tmp_path, run_python):
     flags = ["--table=3", "--dataset=optical_digits", f"--rows={FULL}", "--seeds=1", "--epochs_scale=0.001"]
     flags += ["--limit=64", "--precision=mixed_bfloat16", "--strategy=mirrored", "--nosync_batch_norm"]
@@ -274,6 +282,7 @@ def ablated(reproduced, digits_dir):
     return output, told
 
 
+@pytest.mark.slow
 def test_every_ablation_trains_what_no_experiment_before_has(ablated):
     output, told = ablated
     runs = {name: [re.search(r": (\w+), seed 0", line)[1] for line in said] for name, said in told.items()}
@@ -289,6 +298,7 @@ def test_every_ablation_trains_what_no_experiment_before_has(ablated):
         assert "points with one seed each" in (output / f"{key}.md").read_text()
 
 
+@pytest.mark.slow
 def test_ablations_train_what_they_say(ablated):
     output, _ = ablated
     real = Run.read(output / "ablation_gates_optical_digits" / "digits_11_4_4_real-0")
@@ -315,6 +325,7 @@ def test_a_loss_that_is_not_finite_is_a_result_and_is_not_tried_again(digits_dir
     assert (told["diverged_at_step"], told["backend"], told["precision"]) == ("2", "tensorflow", "float32")
 
 
+@pytest.mark.slow
 def test_a_diverged_run_can_be_gone_on_with(digits_dir, tmp_path):
     experiment = reproduction.chosen(experiments.table(3, "optical_digits"), [FULL])
     recipe = dataclasses.replace(RECIPES["digits"], name="wild", phases=(Phase(0.1, 1e6), Phase(0.1, 0.1)))
@@ -337,6 +348,7 @@ def test_a_diverged_run_can_be_gone_on_with(digits_dir, tmp_path):
     assert outcome.result["hardware"] == "an abacus"
 
 
+@pytest.mark.slow
 def test_a_run_that_another_command_trained_meanwhile_is_taken_over(reproduced, tmp_path):
     output, _ = reproduced
     experiment = reproduction.chosen(experiments.table(3, "optical_digits"), [FULL, K1])

@@ -210,6 +210,7 @@ def stopped(digits_dir, tmp_path_factory):
     return folder, files.read_json(folder / "found.json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment, step, of_round",
     # Every process goes on where the one before stopped; the sixth call is the sixth step. Asked while it writes the
@@ -225,6 +226,7 @@ def test_asked_to_stop_it_saves_the_step_it_is_at(stopped, moment, step, of_roun
     assert "Traceback" not in one["printed"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment, step", [("stuck in a step", 17), ("stuck in the first step", 17)])
 def test_a_step_that_does_not_end_is_left_and_the_checkpoint_before_it_stays(stopped, moment, step):
     _, found = stopped
@@ -234,6 +236,7 @@ def test_a_step_that_does_not_end_is_left_and_the_checkpoint_before_it_stays(sto
     assert one["step"] == step
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_ends_in_the_same_bytes(stopped):
     folder, found = stopped
     assert found["never"]["status"] == 0, found["never"]["printed"]

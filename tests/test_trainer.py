@@ -65,6 +65,7 @@ def test_a_run_writes_its_files(trained):
     assert Run.read(trained).to_dict() == json.loads((trained / "run.json").read_text()) == run.to_dict()
 
 
+@pytest.mark.slow
 def test_every_row_is_told_as_it_is_written(digits_dir, tmp_path):
     told = []
     trainer.train(small_run((1, 0.1, 0.2), (1, 0.1)), tmp_path, data_dir=digits_dir, on_round=told.append)
@@ -191,7 +192,7 @@ def test_the_gates_moved_and_then_were_frozen_to_their_top_k(trained):
     assert [row["active_blocks"] for row in later] == [list(model.connectivity.active_blocks)] * 3
 
 
-@pytest.mark.parametrize(("rate", "decided"), [(0.2, False), (500.0, True)])
+@pytest.mark.parametrize(("rate", "decided"), [(0.2, False), pytest.param(500.0, True, marks=pytest.mark.slow)])
 def test_what_the_gates_came_to_is_said_when_the_wiring_is_frozen(digits_dir, tmp_path, capsys, rate, decided):
     run = small_run((0.1, 0.1, 0.2), (0.1, 0.1))
     trainer.train(dataclasses.replace(run, recipe=run.recipe.with_gate_rate(rate)), tmp_path, data_dir=digits_dir)
@@ -299,6 +300,7 @@ def test_unused_blocks_rest_once_the_wiring_is_fixed_and_come_back_at_the_end(un
     assert not np.array_equal(whole[name][list(used)], learned[name][list(used)])
 
 
+@pytest.mark.slow
 def test_weights_of_the_sums_are_learned_kept_when_the_wiring_is_fixed_and_learned_on(digits_dir, tmp_path, capsys):
     arch = dataclasses.replace(SMALL, aggregation="weighted")
     run, name = small_run(*PHASES, architecture=arch), "stage2_module1_gate/branch_weights"
@@ -370,6 +372,7 @@ def test_a_workdir_of_another_run_is_refused_and_left_alone(uninterrupted, digit
     assert contents(uninterrupted, but=()) == before
 
 
+@pytest.mark.slow
 def test_a_run_that_kept_nothing_leaves_its_workdir_to_another(digits_dir, tmp_path, monkeypatch):
     def fail(self, batches, count):
         raise MemoryError
@@ -405,6 +408,7 @@ def test_another_run_that_begins_while_the_images_are_prepared_keeps_the_workdir
     assert Run.read(tmp_path) == other
 
 
+@pytest.mark.slow
 def test_the_caller_may_go_elsewhere_meanwhile(digits_dir, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -417,6 +421,7 @@ def test_the_caller_may_go_elsewhere_meanwhile(digits_dir, tmp_path, monkeypatch
     assert (tmp_path / "run" / "result.json").is_file() and not list((tmp_path / "elsewhere").iterdir())
 
 
+@pytest.mark.slow
 def test_a_workdir_may_have_any_name_and_its_tensorboard_lie_elsewhere(digits_dir, tmp_path):
     folder = pathlib.Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 %d {x}"))
     (tmp_path / "events").mkdir()
@@ -507,6 +512,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(uninterrupted,
     assert_same_end(folder, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_takes_no_place_of_a_whole_one(uninterrupted, digits_dir, tmp_path):
     folder = shutil.copytree(uninterrupted.with_name("after_step_42"), tmp_path / "copy")
     older, damaged = sorted((folder / "checkpoints").iterdir())
@@ -559,6 +565,7 @@ def test_a_loss_that_is_no_longer_finite_stops_and_keeps_the_last_good_checkpoin
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 def test_rolling_back_ends_when_it_does_not_help(uninterrupted, digits_dir, tmp_path, capsys):
     run = small_run(*PHASES, (4, 1e6))
     folder = begun(uninterrupted, tmp_path / "small", run)
@@ -603,7 +610,7 @@ def test_rolling_back_halves_the_rate_until_the_phase_ends(uninterrupted, digits
     assert_same_end(killed, whole)
 
 
-@pytest.mark.parametrize("whole", [1, 0])
+@pytest.mark.parametrize("whole", [pytest.param(1, marks=pytest.mark.slow), 0])
 def test_checkpoints_that_are_damaged_meanwhile_do_not_hide_a_divergence(
     uninterrupted, digits_dir, tmp_path, capsys, monkeypatch, whole
 ):
@@ -630,6 +637,7 @@ def test_checkpoints_that_are_damaged_meanwhile_do_not_hide_a_divergence(
     assert said.count("Skipped a damaged checkpoint") == 1 and "on from step 33 at half the rate" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("times", "rate"), [(1, 0.005), (2, 0.0025)])
 def test_rolling_back_over_the_end_of_a_phase_halves_the_rate_of_that_each_time(
     uninterrupted, digits_dir, tmp_path, capsys, monkeypatch, times, rate
@@ -654,7 +662,9 @@ def test_rolling_back_over_the_end_of_a_phase_halves_the_rate_of_that_each_time(
     assert rates == [(3, 1, 0.01), (3, 2, rate), (4, 1, 0.004)]
 
 
-@pytest.mark.parametrize("wiring", ["learned", "random", "full"])
+@pytest.mark.parametrize(
+    "wiring", ["learned", *(pytest.param(name, marks=pytest.mark.slow) for name in ("random", "full"))]
+)
 def test_rolling_back_where_there_is_no_checkpoint_begins_again(wiring, digits_dir, tmp_path, capsys, diverging):
     shape = SMALL.replace(aggregation="shared", fan_in=3) if wiring == "full" else SMALL
     run = small_run((0.5, 0.01), wiring=wiring, architecture=shape)
@@ -728,6 +738,7 @@ def test_batch_norm_keeps_the_images_it_takes(uninterrupted, digits_dir, tmp_pat
                 training._restore()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_before_the_arithmetic_was_kept_goes_on(uninterrupted, digits_dir, tmp_path):
     folder = shutil.copytree(uninterrupted.with_name("after_step_33"), tmp_path / "copy")
     for path in (folder / "checkpoints").glob("*.npz"):
@@ -739,6 +750,7 @@ def test_a_checkpoint_of_before_the_arithmetic_was_kept_goes_on(uninterrupted, d
     assert_same_end(folder, uninterrupted)
 
 
+@pytest.mark.slow
 def test_to_evaluate_again_keeps_the_version_that_trained(trained, digits_dir, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "copy")
     result = {**files.read_json(folder / "result.json"), "version": "0.0.1"}
@@ -815,6 +827,7 @@ def test_a_random_wiring_is_that_of_the_seed_and_stays(digits_dir, tmp_path):
     np.testing.assert_allclose(weights(tmp_path / "run")["standardize/mean_image"], mean_image, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_training_asks_for_the_batches_of_its_seed_and_step(digits_dir, tmp_path, monkeypatch):
     asked, given = [], TensorFlowEngine.train_batches
 
