@@ -10,9 +10,10 @@ import tensorflow as tf
 
 from gated_resnext import zoo
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("benchmarks") is None, reason="benchmarks/ is in the checkout only"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("benchmarks") is None, reason="benchmarks/ is in the checkout only"),
+]
 
 
 def kept(path):

@@ -164,6 +164,7 @@ def test_branches_of_ones_own_are_trained_and_exported(tmp_path, digits_dir, run
     assert (tmp_path / "models" / "own_digits" / "1" / "saved_model.pb").is_file()
 
 
+@pytest.mark.slow
 def test_the_page_of_weights_and_dense_blocks_runs(tmp_path, digits_dir):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "HOME": str(tmp_path)}
     (tmp_path / "tensorflow_datasets").symlink_to(digits_dir)

@@ -148,6 +148,7 @@ def test_an_unknown_precision_is_said(tmp_path):
         train(run, tmp_path, precision="half")
 
 
+@pytest.mark.slow
 def test_float16_goes_on_in_the_middle_of_a_phase_as_if_it_had_not_stopped(tmp_path, digits_dir):
     run, whole = small_run((0.5, 0.1, 0.2), (0.5, 0.1)), tmp_path / "whole"  # two phases of 6 steps
     options = Options(precision="mixed_float16")
