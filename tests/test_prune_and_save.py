@@ -358,6 +358,7 @@ def test_a_flag_without_a_value_is_said(flags, message, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_noise_takes_the_size_of_pictures_from_the_training(trained, tmp_path):
     """Of a data set that is neither at hand nor in the table; where the training did not say, nobody knows."""
     for name, resize, signatures in (("said", 9, 2), ("unsaid", None, 1)):
@@ -375,6 +376,7 @@ def test_noise_takes_the_size_of_pictures_from_the_training(trained, tmp_path):
         assert receipt["preprocessing"] == (None if resize is None else {"shape": [8, 8, 1], "resize": 9})
 
 
+@pytest.mark.slow
 def test_compressed_files_are_checked_and_weighed(trained, digits_dir, tmp_path):
     flags = (f"--workdir={trained}", f"--output={tmp_path / 'models'}", f"--data_dir={digits_dir}", "--formats=tflite")
     assert "must be one of qat, magnitude, cluster. Received: zip" in one_line(run(*flags, "--compress=zip"))
