@@ -89,6 +89,7 @@ def test_the_zoo_does_not_hold_it(workdir, tmp_path):
         publication.publish(workdir, tmp_path, data_dir=None, hardware="")
 
 
+@pytest.mark.slow
 def test_command(workdir, digits_dir, tmp_path, run_python):
     flags = [f"--entry={K2.entry}", "--epochs_scale=0.01", "--seed=3", f"--data_dir={digits_dir}"]
     flags += [f"--wiring={workdir / 'result.json'}", f"--workdir={tmp_path / 'run'}"]

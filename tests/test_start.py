@@ -90,6 +90,7 @@ def test_names_decide_whether_the_classes_are_the_same(published):
     assert not published._replace(weights=features).tells_apart(list("0123456789"))
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_ends_as_uninterrupted(published, digits_dir, tmp_path, capsys):
     class Stop(Exception):
         pass
@@ -107,6 +108,7 @@ def test_stopped_and_resumed_it_ends_as_uninterrupted(published, digits_dir, tmp
     assert_same_end(tmp_path / "parts", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_it_goes_back_to_these_weights_where_there_is_no_checkpoint(published, digits_dir, tmp_path, monkeypatch):
     """At half the rate, which shows in how far two steps go from there."""
     from gated_resnext import training
@@ -144,6 +146,7 @@ def test_gates_that_are_still_learned_are_fixed(digits_dir, tmp_path):
     np.testing.assert_array_equal(weights(tmp_path / "run")[name], begin.weights[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "options"),
     [
