@@ -74,6 +74,7 @@ def test_of_a_published_network(place, run_python):
     assert sum(right) >= 18
 
 
+@pytest.mark.slow
 def test_of_files_of_keras_with_names_of_ones_own(place, run_python):
     model = gated_resnext.transfer(zoo.load(NAME), classes=2, input_shape=(12, 16, 1), classifier_activation=None)
     model.save(place / "own.keras")

@@ -91,6 +91,7 @@ def test_images_that_changed_between_two_rows_are_told():
     assert told not in ledger.markdown(experiment, setting, outcomes[:2])
 
 
+@pytest.mark.slow
 def test_command(photos, tmp_path, run_python):
     flags = [f"--image_folder={photos}", f"--architecture={SMALL}", "--epochs_scale=0.001", "--seeds=1"]
     flags += ["--batch_size=8", f"--output={tmp_path}"]
