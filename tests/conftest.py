@@ -32,13 +32,12 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes 15 s or more on two slow cores; see WORKSPACE.md")
     config.began = time.monotonic()
-    if not hasattr(config, "workerinput"):  # what one process compiled, those after it read, of all workers
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled = tempfile.mkdtemp(prefix="compiled")
+    # What one process compiled, the next ones read; not those beside it, which would find files half written.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled = tempfile.mkdtemp(prefix="compiled")
 
 
 def pytest_unconfigure(config):
-    if hasattr(config, "compiled"):
-        shutil.rmtree(config.compiled, ignore_errors=True)
+    shutil.rmtree(config.compiled, ignore_errors=True)
 
 
 def pytest_runtest_setup(item):
