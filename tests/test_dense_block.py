@@ -397,6 +397,7 @@ np.savez(sys.argv[3], before=before, small=small, step=np.asarray(step), moved=m
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="jax is not installed")
 def test_the_same_network_under_jax(tmp_path):
     model = network()

@@ -26,6 +26,7 @@ def workdir(digits_dir, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_it_trains_as_the_same_wiring_drawn(workdir, digits_dir, tmp_path):
     trainer.train(dataclasses.replace(K2, wiring="random"), tmp_path / "random", data_dir=digits_dir)
     given, drawn = weights(workdir), weights(tmp_path / "random")

@@ -172,6 +172,7 @@ def test_digits_become_odd_or_even_on_a_frozen_trunk(digits):
     assert model.evaluate(*test, verbose=0)[1] > 0.93
 
 
+@pytest.mark.slow
 def test_the_whole_network_is_tuned_and_learns_gates_too(digits):
     # Fresh gates on the trained trunk: the wiring is learned again.
     trained = zoo.load(K1)

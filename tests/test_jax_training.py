@@ -407,6 +407,7 @@ def test_data_of_ones_own_is_refused_in_a_line(packed, tmp_path):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_network_that_the_zoo_has_not_is_trained_on_its_data(packed, tmp_path):
     trained(tmp_path / "run", packed, '--architecture={"fan_in": 3}', "--epochs_scale=0.01")
     result = files.read_json(tmp_path / "run" / "result.json")

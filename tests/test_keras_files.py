@@ -56,6 +56,7 @@ def refused(run_python, place, name, *flags):
     return done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_it_is_evaluated(place, run_python, digits_dir):
     flags = "--model=odd_or_even.keras", "--image_folder=photos", "--split=all"
     printed = command(run_python, place, "gated_resnext.evaluate", *flags)
@@ -71,6 +72,7 @@ def test_it_is_evaluated(place, run_python, digits_dir):
     assert "does not say what it was trained on: give --dataset or --image_folder" in told
 
 
+@pytest.mark.slow
 def test_it_is_drawn_also_while_it_learns(place, run_python):
     printed = command(run_python, place, "gated_resnext.draw", "--model=odd_or_even.keras", "--output=fixed.svg")
     model = zoo.load("digits_11_4_4_k1", classes=2, seed=0)

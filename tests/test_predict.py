@@ -141,6 +141,7 @@ def test_names_are_any_bytes_and_pictures_may_be_named_twice(place, run_python, 
     assert {row["class"] for row in rows} == {os.fsdecode(b"\xe9"), *"012345678"}
 
 
+@pytest.mark.slow
 def test_what_takes_no_pictures_is_refused(place, run_python):
     zoo.load(NAME, include_top=False, pooling="avg").save(place / "features.keras")
     done = said(run_python, place, "--model=features.keras", "pictures", status=1)
