@@ -113,6 +113,7 @@ def test_a_folder_is_of_a_training_on_one(place, export, run_python):
 # Without the images
 
 
+@pytest.mark.slow
 def test_noise_gives_the_names_and_the_signature_that_the_images_give(run_python, digits_dir, tmp_path):
     """Digits are cropped to 6x6 here, and so their pictures of 8x8 are before."""
     run = Run.of("digits_11_4_4_k1", RECIPES["digits"], seed=0)

@@ -84,6 +84,7 @@ class Interrupted(Training):
             raise InterruptedError
 
 
+@pytest.mark.slow
 def test_a_resumed_training_of_real_gates_ends_in_the_same_recordings(digits_dir, tmp_path):
     run = dataclasses.replace(small_run(*LEARNING), architecture=dataclasses.replace(SMALL, gates="real"))
     trainer.train(run, tmp_path / "whole", data_dir=digits_dir)

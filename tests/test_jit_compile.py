@@ -56,6 +56,7 @@ def compiled(tmp_path_factory, digits_dir):
     return folder
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(compiled, digits_dir, tmp_path):
     folder = shutil.copytree(compiled.with_name("after_step_4"), tmp_path / "small")
     assert newest(folder)["place"]["step"] == 4

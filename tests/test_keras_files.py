@@ -91,6 +91,7 @@ def test_it_is_drawn_also_while_it_learns(place, run_python):
     assert "learning.keras does not keep how the gates moved; give the --workdir of a training" in told
 
 
+@pytest.mark.slow
 def test_it_is_exported(place, run_python):
     flags = "--model=odd_or_even.keras", "--image_folder=photos", "--images=0", "--formats=saved_model,tflite"
     command(run_python, place, "export.prune_and_save", *flags)
@@ -117,6 +118,7 @@ def test_one_of_ones_own_is_exported(place, run_python):
     assert (place / "own" / "run" / "1" / "model.tflite").is_file()
 
 
+@pytest.mark.slow
 def test_noise_wants_no_images(place, run_python):
     """Also where it is told how pictures become pixels: by a data set that is not there, or as those of a folder."""
     for number, images in enumerate(("--dataset=imagenet2012", "--image_folder=nowhere"), start=1):

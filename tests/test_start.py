@@ -245,6 +245,7 @@ def test_data_and_fields_that_do_not_fit_are_refused(published, digits_dir):
     assert larger.architecture.input_shape == (16, 16, 1) and larger.weights == published.name
 
 
+@pytest.mark.slow
 def test_command(parity, tmp_path, run_python):
     flags = [f"--image_folder={parity}", f"--weights={NAME}", "--epochs_scale=0.02", f"--workdir={tmp_path / 'run'}"]
     done = run_python("-m", "gated_resnext.train", *flags)
