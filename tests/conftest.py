@@ -30,7 +30,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes 15 s or more on two slow cores; see WORKSPACE.md")
+    config.addinivalue_line("markers", "slow: it or its fixture takes 15 s or more on two slow cores; see WORKSPACE.md")
     config.began = time.monotonic()
     # What one process compiled, the next ones read; not those beside it, which would find files half written.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled = tempfile.mkdtemp(prefix="compiled")
