@@ -18,6 +18,7 @@ from gated_resnext import dense_wiring
 from gated_resnext.aggregation import LearnsGates, hand_down_trainable
 from gated_resnext.dense_wiring import DenseWiring
 from gated_resnext.errors import whole_number
+from gated_resnext.initializers import he_normal
 from gated_resnext.layers import LAST, ReplicaMeanNormalization
 from gated_resnext.norm import EPSILON, MOMENTUM
 from gated_resnext.seeds import a_seed, seeds_from
@@ -63,7 +64,7 @@ class GatedPointwise(LearnsGates):
         self.kernel = self.add_weight(
             name="kernel",
             shape=(1, 1, rows, self.filters),
-            initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal", seed=self.seed),
+            initializer=he_normal(self.filters, self.seed),
         )
         self.learns = self.sources is None and self.fan_in < len(shapes)
         if not self.learns:
@@ -181,7 +182,6 @@ class GatedDenseBlock(keras.layers.Layer):
                     momentum=MOMENTUM, epsilon=EPSILON, name=f"{name}_norm", dtype=self.dtype_policy
                 )
             )
-            he_normal = keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal", seed=next(seeds))
             self.convs.append(
                 keras.layers.Conv2D(
                     growth,
@@ -189,7 +189,7 @@ class GatedDenseBlock(keras.layers.Layer):
                     padding="same",
                     data_format=LAST,
                     use_bias=False,
-                    kernel_initializer=he_normal,
+                    kernel_initializer=he_normal(9 * growth, next(seeds)),
                     name=f"{name}_conv",
                     dtype=self.dtype_policy,
                 )

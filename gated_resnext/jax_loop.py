@@ -5,9 +5,10 @@ A step is a function of (seed, step) and the state before it, as under TensorFlo
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
+import math
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from gated_resnext.scores import Scores
 
 Tensor = Any
 MOST_STEPS = 4096  # scores that one call can return
-AHEAD = 4  # test batches that are begun before the first of them is read
+CALL_S = 0.5  # of a call that tests
 
 
 class JaxEngine:
@@ -80,16 +81,15 @@ class JaxEngine:
         plan = Plan(images.recipe, images.input_shape, images.steps_per_epoch)
         return Batches(plan, (*self.on_device, key_of(seed)), first_step)
 
-    def test_batches(self, images: ArrayImages) -> Iterator[tuple[Tensor, Tensor]]:
+    def test_batches(self, images: ArrayImages) -> tuple[Tensor, Tensor]:
         """What `JaxLoop.test` looks at: batches of equal size, what is missing has the label -1."""
-        pixels, (_, labels), size = images.cropped("test"), images.arrays("test"), images.recipe.batch_size
-        for first in range(0, len(labels), size):
-            some, classes = pixels[first : first + size], labels[first : first + size]
-            missing = size - len(classes)
-            yield (
-                np.pad(some, ((0, missing), (0, 0), (0, 0), (0, 0))),
-                np.pad(classes, (0, missing), constant_values=-1),
-            )
+        if not hasattr(self, "tests"):
+            pixels, (_, labels), size = images.cropped("test"), images.arrays("test"), images.recipe.batch_size
+            missing = -len(labels) % size
+            pixels = np.pad(pixels, ((0, missing), (0, 0), (0, 0), (0, 0)))
+            labels = np.pad(labels, (0, missing), constant_values=-1)
+            self.tests = jnp.asarray(pixels.reshape(-1, size, *pixels.shape[1:])), jnp.asarray(labels.reshape(-1, size))
+        return self.tests
 
 
 def key_of(seed: int) -> Tensor:
@@ -158,7 +158,8 @@ class JaxLoop:
         self.compiled = False
         self.from_logits = getattr(model, "classifier_activation", None) is None
         self._train = jax.jit(self._steps, static_argnums=0, donate_argnums=2)
-        self._test = jax.jit(self._scores_of_test)
+        self._test = jax.jit(self._scores_of_tests)
+        self.tests_of_call = 1
 
     def train(self, batches: Batches, count: int) -> np.ndarray:
         """Takes `count` steps, at most `MOST_STEPS`, fewer if a loss is not finite.
@@ -173,15 +174,22 @@ class JaxLoop:
         batches.step += int(taken)
         return np.asarray(rows)[: int(taken)]
 
-    def test(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[Scores]:
-        """The scores of each batch; an image with a negative label counts for nothing."""
-        state = self._state()[:2]
-        waiting: collections.deque[Tensor] = collections.deque()  # so that a device need not wait for the next batch
-        for images, labels in batches:
-            waiting.append(self._test(state, images, labels))
-            if len(waiting) >= AHEAD:
-                yield _as_scores(waiting.popleft())
-        yield from map(_as_scores, waiting)
+    def test(self, batches: tuple[Tensor, Tensor]) -> Iterator[Scores]:
+        """The scores of each batch; as many a call as take about `CALL_S`, so that a device does not wait for each.
+
+        Args:
+            batches: images, (batches, batch, height, width, channels), and labels, (batches, batch); an image with a
+                negative label counts for nothing.
+        """
+        state, first, end = self._state()[:2], 0, len(batches[1])
+        while first < end:
+            count, began = min(self.tests_of_call, end - first), time.monotonic()
+            rows = np.asarray(self._test(state, batches, first, count))[:count]
+            fitting = math.floor(CALL_S * count / max(time.monotonic() - began, 1e-3))
+            self.tests_of_call = max(1, min(2 * self.tests_of_call, fitting))
+            first += count
+            for row in rows:
+                yield Scores(*row.tolist())
 
     def _variables(self) -> tuple[list[Any], ...]:
         optimizer = self.optimizer.variables if self.optimizer is not None else []
@@ -224,15 +232,19 @@ class JaxLoop:
         trained, of_optimizer = self.optimizer.stateless_apply(of_optimizer, gradients, trained)
         return (trained, after, of_optimizer), _scores(losses, labels, logits)
 
+    def _scores_of_tests(self, state: Any, batches: tuple[Tensor, Tensor], first: Tensor, count: Tensor) -> Tensor:
+        images, labels = batches
+
+        def scored(number: Tensor, rows: Tensor) -> Tensor:
+            return rows.at[number].set(self._scores_of_test(state, images[first + number], labels[first + number]))
+
+        return lax.fori_loop(0, count, scored, jnp.zeros((len(labels), 4)))
+
     def _scores_of_test(self, state: Any, images: Tensor, labels: Tensor) -> Tensor:
         outputs, _ = self.model.stateless_call(*state, images, training=False)
         outputs = outputs.astype(jnp.float32)
         logits = outputs if self.from_logits else jnp.log(jnp.maximum(outputs, LEAST))
         return _scores(_cross_entropy(logits, jnp.maximum(labels, 0)), labels, logits)
-
-
-def _as_scores(row: Tensor) -> Scores:
-    return Scores(*np.asarray(row).tolist())
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -11,23 +11,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from gated_resnext import gates
 from gated_resnext.aggregation import hand_down_trainable
 from gated_resnext.errors import check_choice
 from gated_resnext.gradients import custom_gradient
+from gated_resnext.initializers import he_normal
 from gated_resnext.norm import BranchNorm, moments_after
 from gated_resnext.seeds import a_seed, seeds_from
 
 Tensor = Any
 LAST = "channels_last"  # whatever Keras is set to: the layout of everything here
-
-
-def _he_normal(fan_out: int, seed: int) -> keras.initializers.Initializer:
-    """He et al.'s initialisation by outputs, for stacked kernels whose shape hides their fan."""
-    return keras.initializers.RandomNormal(stddev=float(np.sqrt(2.0 / fan_out)), seed=seed)
 
 
 @keras.saving.register_keras_serializable("gated_resnext")
@@ -116,7 +111,7 @@ class BranchPointwise(keras.layers.Layer):
         self.kernel = self.add_weight(
             name="kernel",
             shape=(self.branches, self.in_channels, self.filters),
-            initializer=_he_normal(self.filters, self.seed),
+            initializer=he_normal(self.filters, self.seed),
         )
         self.norm.build((self.branches, self.filters))
 
@@ -204,7 +199,7 @@ class BranchConv3x3(keras.layers.Layer):
         self.kernel = self.add_weight(
             name="kernel",
             shape=(self.branches, 3, 3, shape[-1], self.filters),
-            initializer=_he_normal(9 * self.filters, self.seed),
+            initializer=he_normal(9 * self.filters, self.seed),
         )
         self.norm.build((self.branches, self.filters))
 

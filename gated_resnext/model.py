@@ -16,6 +16,7 @@ from gated_resnext.branches import GatedBranches
 from gated_resnext.connectivity import Connectivity
 from gated_resnext.dense_block import GatedDenseBlock
 from gated_resnext.errors import UserError, check_choice, first_line
+from gated_resnext.initializers import glorot_uniform, he_normal
 from gated_resnext.layers import LAST, MultiBranchModule, ReplicaMeanNormalization, Standardize
 from gated_resnext.nested import holds
 from gated_resnext.norm import EPSILON, MOMENTUM
@@ -288,7 +289,7 @@ def _graph(
     if include_top:
         x = keras.layers.Dense(
             architecture.classes,
-            kernel_initializer=keras.initializers.GlorotUniform(seed=next(seeds)),
+            kernel_initializer=glorot_uniform(x.shape[-1], architecture.classes, next(seeds)),
             name="classifier",
             dtype="float32",
         )(x)
@@ -379,7 +380,7 @@ def _stem(x: Any, architecture: Architecture, synchronized: bool, *, seed: int) 
         stride,
         data_format=LAST,
         use_bias=False,
-        kernel_initializer=keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal", seed=seed),
+        kernel_initializer=he_normal(size * size * architecture.stem_filters, seed),
         name="stem_conv",
     )(x)
     x = ReplicaMeanNormalization(momentum=MOMENTUM, epsilon=EPSILON, synchronized=synchronized, name="stem_norm")(x)

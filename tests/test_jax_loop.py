@@ -22,7 +22,7 @@ FOUND = r"""
 import dataclasses, sys
 import jax, keras
 import numpy as np
-from gated_resnext import GatedResNeXt, gates, recipes
+from gated_resnext import GatedResNeXt, gates, initializers, recipes
 from gated_resnext.architecture import Architecture
 from gated_resnext.jax_loop import Batches, JaxLoop, Plan, key_of
 from gated_resnext.optimizer import GateConnectSGD
@@ -41,6 +41,13 @@ for flip in (False, True):
     of_step = jax.random.fold_in(jax.random.fold_in(key, 1), 11)
     found[f"draws_{flip}"] = jax.random.uniform(of_step, (3, len(chosen)))
 
+# Initial kernels: rows, cut and folded
+for shape in ((3, 50), (2, 3000)):
+    found[f"he_{shape[0]}"] = initializers.he_normal(8, seed=4)(shape)
+    found[f"he_{shape[0]}_of_keras"] = keras.initializers.RandomNormal(stddev=0.5, seed=4)(shape)
+found["glorot"] = initializers.glorot_uniform(3, 50, seed=4)((3, 50))
+found["glorot_of_keras"] = keras.initializers.GlorotUniform(seed=4)((3, 50))
+
 found["keys"] = np.stack([jax.random.key_data(key_of(seed)) for seed in (3, 3 + 2**32, 3 + 2**33, 2**63 - 1)])
 found["key"] = jax.random.key_data(key)
 
@@ -54,12 +61,12 @@ class Linear(keras.Sequential):
         self.classifier_activation = activation
         dense.kernel.assign(given["matrix"])
 
-tests = lambda: zip(given["images"], given["test_labels"])
+tests = given["images"], given["test_labels"]
 for activation in (None, "softmax"):
-    found[f"tested_{activation}"] = np.stack([list(row) for row in JaxLoop(Linear(activation), 16).test(tests())])
+    found[f"tested_{activation}"] = np.stack([list(row) for row in JaxLoop(Linear(activation), 16).test(tests)])
 sure = Linear("softmax")
 sure.layers[-2].kernel.assign(1000 * given["matrix"])
-likeliest = iter([(given["images"][0], given["likeliest"])])
+likeliest = given["images"][:1], given["likeliest"][None]
 found["sure"] = np.stack([list(row) for row in JaxLoop(sure, 16).test(likeliest)])
 
 class Given(Plan):
@@ -158,6 +165,11 @@ def test_an_epoch_has_every_image_once_and_each_another_order(found):
     for order in orders:
         np.testing.assert_array_equal(np.sort(order), np.arange(200))
     assert not any((one == other).mean() > 0.1 for one, other in itertools.combinations(orders, 2))
+
+
+@pytest.mark.parametrize("name", ["he_3", "he_2", "glorot"])
+def test_initial_kernels_are_those_of_keras(found, name):
+    np.testing.assert_array_equal(found[name], found[f"{name}_of_keras"])
 
 
 def test_seeds_of_any_size_differ(found):
