@@ -4,9 +4,13 @@
 
 Networks train on noise, 32x32, through `gated_resnext.jax_loop`, as the trainer calls it; TensorFlow is not needed. The
 machine's limits are measured beside them: bytes a second of adding to a tensor, operations a second of a product of two
-bfloat16 matrices. Before that, parts of one module are computed in several ways, in turns. Its wide part: writing what
-its blocks write (y), and never; then the next input is ReLU(G x + G o), G o being one dense product of all blocks'
-narrow tensors with the gated, stacked kernels. Its 3x3 convolutions: apart, grouped, and as one dense one.
+bfloat16 matrices. Before that, parts of one module are computed in several ways, in turns, such as its wide part:
+writing what its blocks write (y), and never; then the next input is ReLU(G x + G o), G o being one dense product of all
+blocks' narrow tensors with the gated, stacked kernels.
+
+`--profile` tells which kernels a step of each network spends its time in. On a machine that is lent for minutes:
+
+    ... --networks=20-4 --profile
 """
 
 from __future__ import annotations
@@ -14,12 +18,13 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from absl import flags
 
 from benchmarks import times
+from benchmarks.accelerator_kernels import Kernels, traced
 from benchmarks.traffic import by_theory, wide_bytes
 from gated_resnext import errors, markdown
 from gated_resnext.architecture import Architecture
@@ -31,6 +36,10 @@ STEPS = flags.DEFINE_integer("steps", 100, "Steps a turn, in one call.", lower_b
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns.", lower_bound=1)
 PRECISION = flags.DEFINE_string("precision", "mixed_bfloat16", "Of the arithmetic.")
 MEBI = flags.DEFINE_integer("mebi", 256, "Of the tensors that the machine's limits are measured with.", lower_bound=1)
+PART = flags.DEFINE_string("part", "", "Of a module, the parts whose names have this in them.")
+PROFILE = flags.DEFINE_boolean("profile", False, "Whether to tell the kernels of a step, on a GPU.")
+ROUNDING = 0.02  # relative: of bfloat16, after a few operations
+MOST_KERNELS = 25
 KINDS: dict[str, dict[str, Any]] = {
     "learned K=4": {"fan_in": 4},
     "learned K=1": {"fan_in": 1},
@@ -50,16 +59,14 @@ def main(argv: list[str]) -> None:
         f"{jax.devices()[0].device_kind}, JAX {jax.__version__}: {limit['copy'] / 1e9:.0f} GB/s, "
         f"{limit['product'] / 1e12:.2f} TFLOP/s in bfloat16\n"
     )
-    print(*markdown.table(["one module, forward and backward", "ms"], []), sep="\n")
+    print(*markdown.table(["one module, stage 1", "ms"], []), sep="\n")
     rows = []
     networks = [(int(depth), int(width)) for depth, width in (network.split("-") for network in NETWORKS.value)]
-    ways = _two_ways()
-    for width in dict.fromkeys(width for _, width in networks):
-        ways |= _convolutions(width)
-    for name, seconds in ways.items():
-        print(markdown.row([name, f"{1e3 * statistics.median(seconds):.3f}"]), flush=True)
-        rows.append(times.Times(f"one module, {name}", seconds))
-    times.save(rows, about)  # and again after each network: a machine that is lent may go at any time
+    for width in dict.fromkeys([4, *(width for _, width in networks)]):
+        for name, seconds in _parts(width):
+            print(markdown.row([name, f"{1e3 * statistics.median(seconds):.3f}"]), flush=True)
+            rows.append(times.Times(f"one module, {name}", seconds))
+            times.save(rows, about)  # and again after each network: a machine that is lent may go at any time
     head = [f"network, batch {BATCH.value}, {PRECISION.value}", "images/s", "of the matrix rate"]
     head += [f"of the bandwidth, by {by_theory()} wide passes a module", "to compile, s"]
     print("", *markdown.table(head, []), sep="\n")
@@ -68,7 +75,7 @@ def main(argv: list[str]) -> None:
             arch = Architecture(
                 depth=depth, width=width, cardinality=8, stem_filters=64 if width == 64 else 16, **fields
             )
-            compiling, seconds = _training(arch)
+            compiling, seconds, kernels = _training(arch)
             step = statistics.median(seconds)
             size = 2 if "16" in PRECISION.value else 4
             wide = wide_bytes(arch, (arch.cardinality,) * arch.modules, BATCH.value, size) / step
@@ -79,10 +86,22 @@ def main(argv: list[str]) -> None:
             print(markdown.row([*cells, f"{compiling:.0f}"]), flush=True)
             rows.append(times.Times(f"{cells[0]}, train", seconds, {"loops": STEPS.value}))
             times.save(rows, about)
+            if kernels is not None:
+                _tell(kernels)
 
 
-def _training(arch: Architecture) -> tuple[float, list[float]]:
-    """Seconds until the first call ended, and seconds of a step, a number for each turn."""
+def _tell(kernels: Kernels) -> None:
+    if not kernels.of_each:
+        print("No kernel of a GPU was seen")
+        return
+    steps, most, idle = STEPS.value, MOST_KERNELS, 100 * (1 - kernels.busy / kernels.span)
+    head = [f"kernel, {1e6 * kernels.busy / steps:.0f} us a step in all, {idle:.0f} % idle", "us a step", "a step"]
+    cells = [[name, f"{1e6 * s / steps:.1f}", f"{n / steps:.1f}"] for name, s, n in kernels.of_each[:most]]
+    print("", *markdown.table(head, cells), "", sep="\n", flush=True)
+
+
+def _training(arch: Architecture) -> tuple[float, list[float], Kernels | None]:
+    """Seconds until the first call ended, seconds of a step, a number for each turn, and the kernels of a turn."""
     import jax
     import numpy as np
     from jax import numpy as jnp
@@ -105,7 +124,8 @@ def _training(arch: Architecture) -> tuple[float, list[float]]:
         if len(loop.train(batches, STEPS.value)) != STEPS.value:  # it ends where a loss is not finite
             raise errors.UserError(f"the loss of {arch} is not finite: a turn had fewer steps than {STEPS.value}")
 
-    return _seconds(turn), [_seconds(turn) / STEPS.value for _ in range(ROUNDS.value)]
+    compiling, seconds = _seconds(turn), [_seconds(turn) / STEPS.value for _ in range(ROUNDS.value)]
+    return compiling, seconds, traced(turn) if PROFILE.value else None
 
 
 def _limits() -> dict[str, float]:
@@ -113,7 +133,7 @@ def _limits() -> dict[str, float]:
     from jax import numpy as jnp
 
     # Of random numbers, as a chip's clock is higher where all are zero; many calls to one wait.
-    side, calls = (8192, 20) if MEBI.value >= 256 else (1024, 2)
+    side, calls = 8192 if MEBI.value >= 256 else 1024, _calls()
     long = jax.random.normal(jax.random.key(0), (MEBI.value << 18,))
     square = jax.random.normal(jax.random.key(1), (side, side), jnp.bfloat16)
     add, product = jax.jit(lambda a: a + 1), jax.jit(lambda a: a @ a)
@@ -128,89 +148,36 @@ def _limits() -> dict[str, float]:
     }
 
 
-def _two_ways() -> dict[str, list[float]]:
-    """Seconds of one module's wide part, forward and backward, with y and without; both give the same."""
-    import jax
-    import numpy as np
-    from jax import numpy as jnp
+def _parts(width: int) -> Iterator[tuple[str, list[float]]]:
+    """Seconds of a call of each way of each part, in turns; the ways of a part give the same.
 
-    blocks, size, filters, width = 8, 32, 64, 4
-    rows, dtype = BATCH.value * size * size, jnp.bfloat16 if "16" in PRECISION.value else jnp.float32
-    keys = jax.random.split(jax.random.key(0), 4)
-    gates = jax.random.bernoulli(keys[0], 0.5, (blocks, blocks)).astype(dtype) / 4
-    x = jax.random.normal(keys[1], (blocks, rows, filters), dtype)
-    h = jax.random.normal(keys[2], (blocks, rows, width), dtype)
-    kernel = jax.random.normal(keys[3], (blocks, width, filters), dtype)
-
-    def written(gates: Any, x: Any, h: Any, kernel: Any) -> Any:
-        y = x + h @ kernel
-        return jax.nn.relu((gates @ y.reshape(blocks, -1)).reshape(x.shape))
-
-    def never(gates: Any, x: Any, h: Any, kernel: Any) -> Any:
-        gated = jnp.einsum("jk,kwf->jkwf", gates, kernel).reshape(blocks, blocks * width, filters)
-        beside = h.transpose(1, 0, 2).reshape(rows, -1)
-        return jax.nn.relu((gates @ x.reshape(blocks, -1)).reshape(x.shape) + beside @ gated)
-
-    inputs = gates, x, h, kernel
-    close = np.allclose(written(*inputs).astype(jnp.float32), never(*inputs).astype(jnp.float32), atol=0.2, rtol=0.05)
-    assert close, "the two ways differ"
-
-    def gradients(way: Callable[..., Any]) -> Any:
-        return jax.jit(jax.grad(lambda *given: jnp.sum(jnp.square(way(*given))).astype(jnp.float32), (0, 1, 2, 3)))
-
-    return _in_turns({"y written": gradients(written), "y never written": gradients(never)}, inputs)
-
-
-def _convolutions(width: int, blocks: int = 8, size: int = 32) -> dict[str, list[float]]:
-    """Seconds of a module's 3x3 convolutions, forward and backward, in three forms that give the same.
-
-    Apart, a convolution a block, is what `gated_resnext.layers` does, which is best on a CPU; grouped is one with as
-    many groups as blocks; dense is one of all channels, whose kernel has zeros between the blocks.
+    Raises:
+        UserError: if one does not, by more than the rounding of 16 bits.
     """
     import jax
-    import numpy as np
-    from jax import lax
     from jax import numpy as jnp
 
-    dtype = jnp.bfloat16 if "16" in PRECISION.value else jnp.float32
-    h = jax.random.normal(jax.random.key(0), (blocks, BATCH.value, size, size, width), dtype)
-    kernel = jax.random.normal(jax.random.key(1), (blocks, 3, 3, width, width), dtype) / (3 * width**0.5)
-    of = ("NHWC", "HWIO", "NHWC")
+    from benchmarks.accelerator_parts import PARTS, Sizes, largest_difference
 
-    def convolved(h: Any, kernel: Any, groups: int = 1) -> Any:
-        return lax.conv_general_dilated(h, kernel, (1, 1), "SAME", dimension_numbers=of, feature_group_count=groups)
-
-    def apart(h: Any, kernel: Any) -> Any:
-        return jnp.stack([convolved(h[block], kernel[block]) for block in range(blocks)])
-
-    def beside(h: Any) -> Any:
-        return h.transpose(1, 2, 3, 0, 4).reshape(*h.shape[1:4], -1)
-
-    def back(h: Any) -> Any:
-        return h.reshape(*h.shape[:3], blocks, width).transpose(3, 0, 1, 2, 4)
-
-    def grouped(h: Any, kernel: Any) -> Any:
-        return back(convolved(beside(h), kernel.transpose(1, 2, 3, 0, 4).reshape(3, 3, width, -1), blocks))
-
-    def dense(h: Any, kernel: Any) -> Any:
-        between = jnp.einsum("jhwio,jk->hwjiko", kernel, jnp.eye(blocks, dtype=dtype))
-        return back(convolved(beside(h), between.reshape(3, 3, blocks * width, blocks * width)))
-
-    ways = {"apart": apart, "grouped": grouped, "dense": dense}
-    expected = np.asarray(apart(h, kernel), np.float32)
-    for name, way in ways.items():
-        close = np.allclose(np.asarray(way(h, kernel), np.float32), expected, atol=0.1, rtol=0.05)
-        assert close, f"{name} differs from apart"
-
-    def gradients(way: Callable[..., Any]) -> Any:
-        return jax.jit(jax.grad(lambda *given: jnp.sum(jnp.square(way(*given))).astype(jnp.float32), (0, 1)))
-
-    calls = {f"3x3 of width {width}, {name}": gradients(way) for name, way in ways.items()}
-    return _in_turns(calls, (h, kernel))
+    sizes = Sizes(BATCH.value, jnp.bfloat16 if "16" in PRECISION.value else jnp.float32, width)
+    wide = sizes.wide(0)
+    yield "a wide tensor read and written", _in_turns({"": jax.jit(lambda x: x + 1)}, (wide,))[""]
+    del wide
+    for part, made in PARTS.items():
+        if PART.value not in part:
+            continue
+        inputs, ways = made(sizes)
+        calls = {way: jax.jit(function) for way, function in ways.items()}
+        expected = next(iter(calls.values()))(*inputs)
+        for way, call in calls.items():
+            if not (difference := largest_difference(call(*inputs), expected)) < ROUNDING:
+                raise errors.UserError(f"{part}, {way}: differs from the first way by {difference:.3g}")
+        for way, seconds in _in_turns(calls, inputs).items():
+            yield f"{part}, width {width}, {way}", seconds
 
 
-def _in_turns(calls: dict[str, Callable[..., Any]], inputs: tuple[Any, ...]) -> dict[str, list[float]]:
-    """Seconds of each call, one after the other, a round after the first."""
+def _in_turns(calls: Mapping[str, Callable[..., Any]], inputs: tuple[Any, ...]) -> dict[str, list[float]]:
+    """Seconds of each call, one after the other, a round after the first; each as often as one wait is to hide."""
     import jax
 
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -218,8 +185,14 @@ def _in_turns(calls: dict[str, Callable[..., Any]], inputs: tuple[Any, ...]) -> 
         jax.block_until_ready(call(*inputs))
     for _ in range(ROUNDS.value):
         for name, call in calls.items():
-            seconds[name].append(_seconds(lambda call=call: jax.block_until_ready(call(*inputs))))  # type: ignore[misc]
+            whole = _seconds(lambda call=call: jax.block_until_ready([call(*inputs) for _ in range(_calls())]))  # type: ignore[misc]
+            seconds[name].append(whole / _calls())
     return seconds
+
+
+def _calls() -> int:
+    """To one wait: few where the work is small, as where this is tried on a CPU."""
+    return 20 if MEBI.value >= 256 else 2
 
 
 def _seconds(call: Callable[[], Any]) -> float:

@@ -169,15 +169,50 @@ def test_export_profile(run_python):
 
 def test_accelerator(run_python, tmp_path):
     pytest.importorskip("jax", reason="JAX is not installed")
-    flags = ("--networks=11-4", "--batch=2", "--rounds=1", "--steps=1", "--mebi=1", "--precision=float32")
+    flags = ("--networks=11-4", "--batch=2", "--rounds=1", "--steps=1", "--mebi=1", "--precision=float32", "--profile")
     command = ("-m", "benchmarks.accelerator", *flags, f"--json={tmp_path / 'found.json'}")
     done = run_python(*command, env={"KERAS_BACKEND": "jax"})
     assert done.returncode == 0, done.stderr
     names = [f"{{11,4,8}}, {kind}, train" for kind in ("learned K=4", "learned K=1", "full")]
     found = kept(tmp_path / "found.json")
-    ways = ["y written", "y never written", *(f"3x3 of width 4, {form}" for form in ("apart", "grouped", "dense"))]
-    assert list(found) == [*(f"one module, {way}" for way in ways), *names]
+    parts = [name for name in found if name.startswith("one module, ")]
+    assert list(found) == [*parts, *names]
+    convolutions = "one module, 3x3, forward and backward, width 4, "
+    assert done.stdout.count("No kernel of a GPU was seen") == len(names)
+    assert [name.removeprefix(convolutions) for name in parts[-3:]] == ["apart", "grouped", "dense"]
     assert found[names[0]].get_metadata()["precision"] == "float32"
+
+
+def test_kernels_of_a_trace():
+    """As the profiler writes it: two streams of a GPU beside the host's threads; times are microseconds."""
+    from benchmarks import accelerator_kernels
+
+    def named(kind, name, **of):
+        return {"ph": "M", "name": kind, "args": {"name": name}, **of}
+
+    def ran(name, ts, dur, pid, tid):
+        return {"ph": "X", "name": name, "ts": ts, "dur": dur, "pid": pid, "tid": tid}
+
+    events = [
+        named("process_name", "/device:GPU:0", pid=1),
+        named("thread_name", "Stream #14(Compute)", pid=1, tid=14),
+        named("thread_name", "Stream #15(MemcpyD2H)", pid=1, tid=15),
+        named("thread_name", "XLA Ops", pid=1, tid=16),
+        named("process_name", "/host:CPU", pid=7),
+        named("thread_name", "Stream #1", pid=7, tid=14),
+        ran("fusion_1", 100.0, 10.0, 1, 14),
+        ran("gemm", 120.0, 30.0, 1, 14),
+        ran("fusion_1", 160.0, 5.0, 1, 14),
+        ran("copy", 190.0, 10.0, 1, 15),
+        ran("an operation's name, of the same time", 100.0, 100.0, 1, 16),
+        ran("on the host", 0.0, 1000.0, 7, 14),
+        {"name": "without a phase"},
+    ]
+    found = accelerator_kernels.summed(events)
+    np.testing.assert_allclose((found.busy, found.span), (55e-6, 100e-6))
+    assert [(name, times) for name, _, times in found.of_each] == [("gemm", 1), ("fusion_1", 2), ("copy", 1)]
+    np.testing.assert_allclose([seconds for _, seconds, _ in found.of_each], [30e-6, 15e-6, 10e-6])
+    assert accelerator_kernels.summed([]) == (0.0, 0.0, [])
 
 
 def test_a_file_needs_pyperf(run_python, tmp_path):
