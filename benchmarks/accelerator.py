@@ -110,7 +110,7 @@ def _training(arch: Architecture) -> tuple[float, list[float], Kernels | None]:
     from gated_resnext.jax_loop import Batches, JaxLoop, Plan
     from gated_resnext.optimizer import GateConnectSGD
 
-    rng, size = np.random.default_rng(0), 4 * BATCH.value
+    rng, size = np.random.default_rng(0), STEPS.value * BATCH.value
     model = GatedResNeXt(arch, None, None, precision=PRECISION.value, seed=0)
     optimizer = GateConnectSGD(learning_rate=1e-3)
     optimizer.build(model.trainable_variables)
@@ -118,7 +118,7 @@ def _training(arch: Architecture) -> tuple[float, list[float], Kernels | None]:
     recipe = dataclasses.replace(RECIPES["cifar"], batch_size=BATCH.value)
     pixels = jnp.asarray(rng.integers(0, 256, (size, *arch.input_shape), np.uint8))
     labels, fill = jnp.asarray(rng.integers(0, arch.classes, size)), jnp.zeros(3, jnp.uint8)
-    batches = Batches(Plan(recipe, arch.input_shape, 4), (pixels, labels, fill, jax.random.key(0)), 0)
+    batches = Batches(Plan(recipe, arch.input_shape, STEPS.value), (pixels, labels, fill, jax.random.key(0)), 0)
 
     def turn() -> None:
         if len(loop.train(batches, STEPS.value)) != STEPS.value:  # it ends where a loss is not finite

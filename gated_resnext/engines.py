@@ -58,7 +58,11 @@ class Loop(Protocol):
     compiled: bool
 
     def train(self, batches: Any, count: int) -> np.ndarray:
-        """Takes at most `count` steps, fewer if a loss is not finite; the fields of `Scores` of each, (steps, 4)."""
+        """Takes at most `count` steps, fewer if an epoch ends or a loss is not finite.
+
+        Returns:
+            The fields of `Scores` of each step taken, (steps, 4).
+        """
 
     def test(self, batches: Any) -> Iterator[Scores]:
         """The scores of each batch."""

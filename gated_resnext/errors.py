@@ -108,6 +108,7 @@ def run(main: Callable[[list[str]], Any], *, operands: bool = False) -> None:
     if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2") != "0":  # whoever wants to hear it all
         quiet.tensorflow()
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # else no second program beside it finds room on a GPU
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the same of JAX
     logging.set_verbosity(logging.WARNING)
     for stream in (sys.stdout, sys.stderr):  # names of folders are any bytes
         if isinstance(stream, io.TextIOWrapper):

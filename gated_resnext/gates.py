@@ -14,6 +14,7 @@ from typing import Any
 from keras import backend, ops, random
 
 from gated_resnext.gradients import custom_gradient
+from gated_resnext.products import of_rows, over_rows
 
 Tensor = Any
 
@@ -137,7 +138,7 @@ def _inputs_and_narrowed(gates: Tensor, y: Tensor, kernel: Tensor) -> tuple[Any,
     def grad(of_x: Tensor, of_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # That the product waits for the gradient keeps compilers from taking the forward pass's, which would stay.
         x = inputs(gates + 0 * ops.cast(of_h[:1, :1, :1], gates.dtype)[0])
-        of_kernel = ops.matmul(ops.transpose(of_h, (0, 2, 1)), x)
+        of_kernel = over_rows(of_h, x)
         of_x = ops.where(x > 0, of_x + ops.matmul(of_h, ops.transpose(kernel, (0, 2, 1))), ops.zeros((), x.dtype))
         of_gates, of_y = _product_gradient(gates, ops.reshape(y, (y.shape[0], -1)), ops.reshape(of_x, (x.shape[0], -1)))
         return of_gates, ops.reshape(of_y, ops.shape(y)), ops.transpose(of_kernel, (0, 2, 1))
@@ -196,22 +197,8 @@ def _product(gates: Tensor, y: Tensor) -> tuple[Tensor, Any]:
 
 def _product_gradient(gates: Tensor, y: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """That of the gates in their own dtype, and that of y in its."""
-    of_gates = ops.cast(_products_of_rows(gradient, y), gates.dtype)
+    of_gates = ops.cast(of_rows(gradient, y), gates.dtype)
     return of_gates, ops.matmul(ops.transpose(ops.cast(gates, y.dtype)), gradient)
-
-
-def _products_of_rows(a: Tensor, b: Tensor) -> Tensor:
-    """<a_j, b_k> for all rows.
-
-    Of what all gates of a row have in common nothing is left, while they are equal, when the row is scaled to sum 1;
-    rounded to 16 bits before that, the rest would be lost in it. JAX keeps 32 bits; TensorFlow's products are of the
-    type of what they multiply.
-    """
-    if backend.backend() == "jax" and backend.standardize_dtype(a.dtype) != "float32":
-        from jax import lax, numpy
-
-        return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=numpy.float32)
-    return ops.matmul(a, ops.transpose(b))
 
 
 def entropy(real_gates: Tensor) -> Tensor:

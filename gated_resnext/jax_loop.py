@@ -162,11 +162,12 @@ class JaxLoop:
         self.tests_of_call = 1
 
     def train(self, batches: Batches, count: int) -> np.ndarray:
-        """Takes `count` steps, at most `MOST_STEPS`, fewer if a loss is not finite.
+        """Takes `count` steps, at most `MOST_STEPS`, fewer if an epoch ends or a loss is not finite.
 
         Returns:
             The fields of `Scores` for each step taken, (steps, 4) float32.
         """
+        count = min(count, batches.plan.per_epoch - batches.step % batches.plan.per_epoch)
         taken, state, rows = self._train(batches.plan, batches.data, self._state(), batches.step, count)
         for variables, values in zip(self._variables(), state, strict=True):
             for variable, value in zip(variables, values, strict=True):
@@ -199,23 +200,22 @@ class JaxLoop:
         return tuple([variable.value for variable in variables] for variables in self._variables())
 
     def _steps(self, plan: Plan, data: Any, state: Any, first: Tensor, count: Tensor) -> Any:
-        per_epoch, size = plan.per_epoch, self.batch_size
+        size = self.batch_size
+        order = plan.order(data, first // plan.per_epoch)  # a call is of one epoch: a device need not wait for a choice
 
         def going_on(carry: Any) -> Tensor:
-            taken, finite = carry[0], carry[1]
+            taken, finite, *_ = carry
             return (taken < count) & finite
 
         def step(carry: Any) -> Any:
-            taken, _, order, state, rows = carry
+            taken, _, state, rows = carry
             number = first + taken
-            epoch, place = number // per_epoch, number % per_epoch
-            order = lax.cond(place == 0, lambda: plan.order(data, epoch), lambda: order)
+            place = number % plan.per_epoch
             images, labels = plan.batch(data, number, lax.dynamic_slice(order, (place * size,), (size,)))
             state, scores = self._step(state, images, labels)
-            return taken + 1, jnp.isfinite(scores[0]), order, state, rows.at[taken].set(scores)
+            return taken + 1, jnp.isfinite(scores[0]), state, rows.at[taken].set(scores)
 
-        order, rows = plan.order(data, first // per_epoch), jnp.zeros((MOST_STEPS, 4))
-        taken, _, _, state, rows = lax.while_loop(going_on, step, (0, True, order, state, rows))
+        taken, _, state, rows = lax.while_loop(going_on, step, (0, True, state, jnp.zeros((MOST_STEPS, 4))))
         return taken, state, rows
 
     def _step(self, state: Any, images: Tensor, labels: Tensor) -> tuple[Any, Tensor]:

@@ -16,13 +16,14 @@ from keras import ops
 from gated_resnext import gates
 from gated_resnext.aggregation import hand_down_trainable
 from gated_resnext.errors import check_choice
-from gated_resnext.gradients import custom_gradient
 from gated_resnext.initializers import he_normal
 from gated_resnext.norm import BranchNorm, moments_after
+from gated_resnext.products import accelerated, pointwise
 from gated_resnext.seeds import a_seed, seeds_from
 
 Tensor = Any
 LAST = "channels_last"  # whatever Keras is set to: the layout of everything here
+MOST_AS_ONE = 16  # channels of a block up to which those of all blocks are convolved as one, on an accelerator
 
 
 @keras.saving.register_keras_serializable("gated_resnext")
@@ -127,21 +128,21 @@ class BranchPointwise(keras.layers.Layer):
         kernel = ops.copy(self.kernel)  # a tensor: TensorFlow's custom gradients take no variables
         if len(x.shape) == 2:  # (rows, in) @ (in, J * filters) -> (J, rows, filters)
             flat = ops.reshape(ops.transpose(kernel, (1, 0, 2)), (self.in_channels, -1))
-            wide = ops.reshape(ops.matmul(x, flat), (-1, self.branches, self.filters))
+            wide = ops.reshape(_product(x, flat), (-1, self.branches, self.filters))
             return self._normalized(ops.transpose(wide, (1, 0, 2)), training)
         if narrowing is not None:
             x, h = narrowing(x, kernel)
             return x, self._normalized(h, training)
         if self.in_channels >= self.filters:
             return self._normalized(
-                _narrowed(x, kernel), training, None if counted is None else _narrowed(counted, kernel)
+                pointwise(x, kernel), training, None if counted is None else pointwise(counted, kernel)
             )
         scale, shift = self.norm.affine(
             lambda: moments_after(x if counted is None else counted, kernel, self.synchronized), training
         )
         kernel = kernel * ops.cast(scale, kernel.dtype)[:, None]
         if shift_apart:
-            return ops.matmul(x, kernel), shift
+            return _product(x, kernel), shift
         if more_shift is not None:
             once = more_shift if self.merge == "none" else ops.pad(more_shift, ((0, self.branches - 1), (0, 0)))
             shift = shift + ops.cast(once, shift.dtype)  # Keras casts what a layer is called with
@@ -151,23 +152,19 @@ class BranchPointwise(keras.layers.Layer):
         if self.merge == "sum":
             columns = self.branches * (self.in_channels + 1)
             x = ops.reshape(ops.transpose(x, (1, 0, 2)), (-1, columns))
-            return ops.matmul(x, ops.reshape(kernel, (columns, self.filters)))
-        return ops.matmul(x, kernel)
+            return _product(x, ops.reshape(kernel, (columns, self.filters)))
+        return _product(x, kernel)
 
     def _normalized(self, y: Tensor, training: bool | None, counted: Tensor | None = None) -> Tensor:
         y = self.norm.normalized(y, training, self.synchronized, counted)
         return ops.sum(y, axis=0) if self.merge == "sum" else y
 
 
-@custom_gradient
-def _narrowed(x: Tensor, kernel: Tensor) -> tuple[Tensor, Any]:
-    """x @ kernel, whose kernel gradient is a product of few rows: on a CPU twice as fast as one of few columns."""
-
-    def grad(gradient: Tensor) -> tuple[Tensor, Tensor]:
-        transposed = ops.matmul(ops.transpose(gradient, (0, 2, 1)), x)
-        return ops.matmul(gradient, ops.transpose(kernel, (0, 2, 1))), ops.transpose(transposed, (0, 2, 1))
-
-    return ops.matmul(x, kernel), grad
+def _product(x: Tensor, kernel: Tensor) -> Tensor:
+    """x @ kernel, of several branches or of one."""
+    if not accelerated():
+        return ops.matmul(x, kernel)
+    return pointwise(x, kernel) if len(x.shape) == 3 else pointwise(x[None], kernel[None])[0]
 
 
 class BranchConv3x3(keras.layers.Layer):
@@ -204,19 +201,31 @@ class BranchConv3x3(keras.layers.Layer):
         self.norm.build((self.branches, self.filters))
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
-        kernels = ops.unstack(ops.convert_to_tensor(self.kernel), self.branches)
         padding = "same"
         if self.stride != 1:  # "same" pads only right and bottom here (docs/deviations.md, row 7b)
             x, padding = ops.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))), "valid"
-        # C plain convolutions: on 2 CPU cores faster in training than one grouped one, which needs the channels last.
-        y = ops.stack(
-            [
-                ops.conv(branch, kernel, self.stride, padding, data_format=LAST)
-                for branch, kernel in zip(ops.unstack(x, self.branches), kernels, strict=True)
-            ]
-        )
+        way = _convolved_as_one if accelerated() and self.filters <= MOST_AS_ONE else _convolved_apart
+        y = way(x, ops.convert_to_tensor(self.kernel), self.stride, padding)
         rows = ops.reshape(y, (self.branches, -1, self.filters))
         return ops.reshape(self.norm.normalized(rows, training, self.synchronized), ops.shape(y))
+
+
+def _convolved_apart(x: Tensor, kernel: Tensor, stride: int, padding: str) -> Tensor:
+    """J plain convolutions: on 2 CPU cores faster in training than one grouped one, which needs the channels last."""
+    pairs = zip(ops.unstack(x, x.shape[0]), ops.unstack(kernel, x.shape[0]), strict=True)
+    return ops.stack([ops.conv(branch, one, stride, padding, data_format=LAST) for branch, one in pairs])
+
+
+def _convolved_as_one(x: Tensor, kernel: Tensor, stride: int, padding: str) -> Tensor:
+    """The same as one dense convolution with zeros between the blocks: accelerators have arithmetic to spare."""
+    blocks, channels, filters = x.shape[0], x.shape[-1], kernel.shape[-1]
+    beside = ops.reshape(ops.transpose(x, (1, 2, 3, 0, 4)), (*ops.shape(x)[1:4], blocks * channels))
+    between = ops.einsum("jhwio,jk->hwjiko", kernel, ops.eye(blocks, dtype=kernel.dtype))
+    between = ops.reshape(between, (*kernel.shape[1:3], blocks * channels, blocks * filters))
+    of_eight = [(0, -size % 8) for size in (blocks * channels, blocks * filters)]  # what their units of matrices take
+    beside, between = ops.pad(beside, (*3 * ((0, 0),), of_eight[0])), ops.pad(between, (*2 * ((0, 0),), *of_eight))
+    y = ops.conv(beside, between, stride, padding, data_format=LAST)[..., : blocks * filters]
+    return ops.transpose(ops.reshape(y, (*ops.shape(y)[:3], blocks, filters)), (3, 0, 1, 2, 4))
 
 
 def _every_second(x: Tensor) -> Tensor:

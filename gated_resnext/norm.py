@@ -14,6 +14,7 @@ import keras
 from keras import ops
 
 from gated_resnext.gradients import custom_gradient
+from gated_resnext.products import over_rows
 
 Tensor = Any
 EPSILON = 1e-5
@@ -169,6 +170,6 @@ def moments_after(x: Tensor, kernel: Tensor, synchronized: bool = False) -> tupl
     mean = everywhere(ops.mean(x, axis=1, keepdims=True))
     centered = x - mean
     rows = ops.cast(ops.shape(x)[1], "float32")
-    covariance = everywhere(ops.matmul(ops.transpose(centered, (0, 2, 1)), centered) / rows)
+    covariance = everywhere(over_rows(centered, centered) / rows)
     variance = ops.sum(kernel * ops.matmul(covariance, kernel), axis=1)
     return ops.matmul(mean, kernel)[:, 0], ops.maximum(variance, 0.0)  # which rounding could make negative

@@ -158,6 +158,9 @@ class PhaseNetworks:
 
 def state_of(loop: Loop) -> Weights:
     """Weights and optimizer state by name."""
+    for variable in (*loop.model.variables, *loop.optimizer.variables):
+        if hasattr(variable.value, "copy_to_host_async"):  # JAX: all on their way before the first is waited for
+            variable.value.copy_to_host_async()
     optimizer = {f"{OPTIMIZER}{v.path}": keras.ops.convert_to_numpy(v) for v in loop.optimizer.variables}
     return {**loop.model.weights_by_name(), **optimizer}
 

@@ -87,7 +87,9 @@ flat = given["images"].reshape(80, 2, 3, 1), given["labels"].reshape(80)
 linear = Linear()
 loop, batches = learning(linear, 16, 0.5), Batches(plan, flat, 0)
 found["trained"] = np.concatenate([loop.train(batches, 2), loop.train(batches, 3)])
-found["kernel"] = linear.layers[-1].kernel
+found["kernel"] = np.array(linear.layers[-1].kernel)
+batches = Batches(plan, flat, 3)
+found["to_the_end"] = [*(len(loop.train(batches, count)) for count in (4, 4)), batches.step]
 bad = flat[0].copy()
 bad[2 * 16 + 3] = np.inf
 batches = Batches(plan, (bad, flat[1]), 0)
@@ -219,6 +221,11 @@ def test_training_steps(found, given):
         matrix -= RATE * x.T @ probabilities / BATCH
     np.testing.assert_allclose(found["trained"], expected, rtol=1e-5)
     np.testing.assert_allclose(found["kernel"], matrix, rtol=1e-5, atol=1e-6)
+
+
+def test_a_call_ends_with_its_epoch(found):
+    """Of five steps, from the fourth on: two, and of the next as many as were asked for."""
+    np.testing.assert_array_equal(found["to_the_end"], [2, 4, 9])
 
 
 def test_training_stops_at_the_step_whose_loss_is_not_finite(found):
