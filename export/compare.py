@@ -18,7 +18,6 @@ from absl import flags
 from export import backend
 from gated_resnext import errors, files
 from gated_resnext.datasets.table import DATASETS, of_folder
-from gated_resnext.recipes import RECIPES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +46,7 @@ JSON = flags.DEFINE_string("json", None, "File to write the comparison to, too."
 def main(argv: list[str]) -> None:
     del argv
     errors.check_given(IMAGES_FROM, IMAGE_FOLDER, JSON, DATA_DIR)
+    errors.check_local(JSON)
     if len(SAVED_MODEL.value) != 2 or len(WHITE.value) > 2:
         raise errors.UserError(
             f"give --saved_model=PATH twice, and --white at most twice. Received: {len(SAVED_MODEL.value)} and "
@@ -87,13 +87,11 @@ def _images(models: tuple[Opened, Opened]) -> tuple[np.ndarray, np.ndarray | Non
     name = of_folder(IMAGE_FOLDER.value) if IMAGE_FOLDER.value else IMAGES_FROM.value
     info = DATASETS.get(name)
     input_shape = comparison.image_shape(models, info.input_shape) if info else comparison.image_shape(models)
-    networks = [trained.of_opened(model) for model in models]
-    resize = next((network.resize for network in networks if network.resize), None)
-    if resize is None and info and input_shape == info.input_shape:
-        resize = RECIPES[info.recipe].test_resize
+    networks = [trained.of_opened(model, name) for model in models]
+    resize = next((network.resize for network in networks if network.resize), trained.shorter_side(name, input_shape))
     found = trained.images_for(networks[0]._replace(shape=input_shape, resize=resize), name, DATA_DIR.value)
     trained.check_classes(networks[1], name, found.labels)
-    found.check()
+    found.check("test", IMAGES.value)
     images, labels = zip(*found.batches("test", IMAGES.value, BATCH), strict=True)
     return np.concatenate(images), np.concatenate(labels), len(found.labels), f"test images of {found.name}"
 

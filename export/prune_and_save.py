@@ -72,6 +72,7 @@ NOISE = flags.DEFINE_bool("noise", False, "Check on random pixels, where the dat
 def main(argv: list[str]) -> None:
     del argv
     errors.check_given(WORKDIR, ENTRY, MODEL, OUTPUT, DATA_DIR, IMAGE_FOLDER, DATASET)
+    errors.check_local(OUTPUT)
     sources = [flag for flag in (WORKDIR, ENTRY, MODEL) if flag.value is not None]
     if len(sources) != 1:
         raise errors.UserError(
@@ -106,11 +107,6 @@ def main(argv: list[str]) -> None:
                 raise errors.UserError(f"--image_folder is for a training on a folder; {WORKDIR.value} is of {dataset}")
             dataset = of_folder(IMAGE_FOLDER.value)
 
-    if "://" in OUTPUT.value:
-        raise errors.UserError(
-            "--output is a folder of this machine: mount what is elsewhere, or copy a version there and give it its "
-            f"number last. Received: {OUTPUT.value}"
-        )
     backend.choose()
     from export import shipping
 

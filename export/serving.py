@@ -164,7 +164,8 @@ def check_name(model: pathlib.Path) -> None:
     if not NAME.fullmatch(model.name):
         raise UserError(
             "a folder that TF Serving is to serve has a name of letters, digits, '.', '_' and '-' that begins with a "
-            f"letter or digit. Received: {model.name!r}; choose another --output, or formats without saved_model"
+            f"letter or digit. Received: {model.name!r}; choose another --output, with "
+            "--model another name of the file, or formats without saved_model"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import gzip
 import math
 import os
@@ -47,6 +46,19 @@ class Probe(NamedTuple):
     origin: str
     samples: np.ndarray | None = None
     pictures: Sequence[bytes] = ()
+
+
+class Proof(NamedTuple):
+    """What each file is held to: the probabilities of the trained network, `at_once` images at a time.
+
+    `max_top1_drop` is what one that is not exact may lose, in percentage points.
+    """
+
+    images: np.ndarray | Sequence[bytes]
+    labels: np.ndarray | None
+    reference: np.ndarray
+    at_once: int
+    max_top1_drop: float
 
 
 class Shipped(NamedTuple):
@@ -130,19 +142,19 @@ def ship(
     pruned = prune(model)
     small = compact(pruned) if isinstance(pruned, GatedResNeXt) else pruned
     say(f"Running the trained network on {len(probe.images)} {probe.origin}")
-    whole = model.architecture.images_at_once(BATCH) if isinstance(model, GatedResNeXt) else BATCH
-    reference = run_in_batches(model.predict_on_batch, probe.images, whole)
+    at_once = model.architecture.images_at_once(BATCH) if isinstance(model, GatedResNeXt) else BATCH
+    reference = run_in_batches(model.predict_on_batch, probe.images, at_once)
     _check_probabilities(model, reference)
-    run_pruned = functools.partial(run_in_batches, pruned.predict_on_batch, size=whole)
-    checks = [_check("pruned", run_pruned, probe.images, reference, probe.labels)]
+    proof = Proof(probe.images, probe.labels, reference, at_once, max_top1_drop)
+    checks = [_check("pruned", pruned.predict_on_batch, proof)]
     notes = []
     with files.next_version(output) as version:
         for name in chosen:
             say(f"Writing and checking {name}")
-            checks += _write_form(name, small, version.folder, probe, reference, preprocessing, max_top1_drop)
+            checks += _write_form(name, small, version.folder, probe, proof, preprocessing)
         for name, content in (compressed or {}).items():
             say(f"Training on, writing and checking {name}")
-            checks.append(_write_compressed(name, content(), version.folder, probe, reference, max_top1_drop))
+            checks.append(_write_compressed(name, content(), version.folder, proof))
         if labels:
             _write_names(version.folder, labels, served)
         if served and preprocessing is None and model.input_shape[-1] in (1, 3):
@@ -180,9 +192,8 @@ def _write_form(
     small: keras.Model,
     folder: pathlib.Path,
     probe: Probe,
-    reference: np.ndarray,
+    proof: Proof,
     preprocessing: Preprocessing | None,
-    max_top1_drop: float,
 ) -> list[dict[str, Any]]:
     """A format's file, and what was found of it as it lies on the disk."""
     form = FORMATS[name]
@@ -190,21 +201,18 @@ def _write_form(
     given: dict[str, Any] = {"preprocessing": preprocessing} if form.decodes else {}
     given |= {"samples": probe.samples} if form.measures else {}
     form.write(small, path, **given)
-    drop = None if form.exact else max_top1_drop
-    check = _check(name, form.runner(path), probe.images, reference, probe.labels, drop)
+    check = _check(name, form.runner(path), proof, exact=form.exact)
     checks = [{**check, "bytes": form.size(path)}]
     if form.decodes and preprocessing is not None and probe.pictures:
-        checks.append(_check_pictures(path, probe, reference))
+        checks.append(_check_pictures(path, probe.pictures, proof))
     return checks
 
 
-def _write_compressed(
-    name: str, content: bytes, folder: pathlib.Path, probe: Probe, reference: np.ndarray, max_top1_drop: float
-) -> dict[str, Any]:
+def _write_compressed(name: str, content: bytes, folder: pathlib.Path, proof: Proof) -> dict[str, Any]:
     """The same of a compression."""
     path = folder / f"model_{name}.tflite"
     path.write_bytes(content)
-    check = _check(name, tflite.runner(path), probe.images, reference, probe.labels, max_top1_drop)
+    check = _check(name, tflite.runner(path), proof, exact=False)
     return {**check, "bytes": len(content), "bytes_gzip": len(gzip.compress(content, mtime=0))}
 
 
@@ -352,20 +360,14 @@ def run_in_batches(run: Callable[[Any], np.ndarray], images: Any, size: int = BA
     return np.concatenate(rows)[: len(images)]
 
 
-def _check(
-    name: str,
-    run: Callable[[Any], np.ndarray],
-    images: Any,
-    reference: np.ndarray,
-    labels: np.ndarray | None,
-    max_top1_drop: float | None = None,
-) -> dict[str, Any]:
+def _check(name: str, run: Callable[[Any], np.ndarray], proof: Proof, *, exact: bool = True) -> dict[str, Any]:
     """The difference from the reference and the accuracy of one form of the network, neither beyond its bound."""
-    probabilities = run_in_batches(run, images)
+    reference, labels, max_top1_drop = proof.reference, proof.labels, proof.max_top1_drop
+    probabilities = run_in_batches(run, proof.images, proof.at_once)
     _check_finite(name, probabilities)
     difference = float(np.abs(probabilities - reference).max())
     reached, before = _top1(probabilities, labels), _top1(reference, labels)
-    if max_top1_drop is not None and reached is not None and before is not None:
+    if not exact and reached is not None and before is not None:
         if not 100 * (before - reached) <= max_top1_drop + 1e-9:  # of two shares, each rounded
             raise UserError(
                 f"{name} reaches {100 * reached:.2f} % top-1 where the trained network reaches {100 * before:.2f} %, "
@@ -383,11 +385,12 @@ def _check(
     return {"form": name, "max_difference": difference, "top1": reached}
 
 
-def _check_pictures(folder: pathlib.Path, probe: Probe, reference: np.ndarray) -> dict[str, Any]:
+def _check_pictures(folder: pathlib.Path, pictures: Sequence[bytes], proof: Proof) -> dict[str, Any]:
     """The same of the signature that takes picture files; without top-1, as there may be fewer of them."""
-    count = len(probe.pictures)
+    count = len(pictures)
     run = saved_model.runner(folder, saved_model.PICTURES, saved_model.PICTURES)
-    return {**_check(saved_model.PICTURES, run, probe.pictures, reference[:count], None), "pictures": count}
+    of_pictures = proof._replace(images=pictures, labels=None, reference=proof.reference[:count])
+    return {**_check(saved_model.PICTURES, run, of_pictures), "pictures": count}
 
 
 def _top1(probabilities: np.ndarray, labels: np.ndarray | None) -> float | None:

@@ -60,19 +60,22 @@ def augment(
 def random_resized_crop(
     encoded: tf.Tensor, shape: tuple[int, int, int], *, flip: bool = True, seed: tuple[Any, Any]
 ) -> tf.Tensor:
-    """A crop of 8 to 100 % of the area and an aspect ratio of 3/4 to 4/3, resized, half of them mirrored.
+    """A crop of 8 to 100 % of the area, resized, half of them mirrored.
+
+    Its aspect ratio is 3/4 to 4/3 of that of `shape`: what is seen is at most so much wider or narrower than it is.
 
     Reference:
         Szegedy et al., "Going Deeper with Convolutions", section 6; Xie et al. (2017), section 4.
     """
     image = decode(encoded, shape[2])
     key = tf.cast(tf.stack([tf.cast(part, tf.int64) for part in seed]), tf.int32)
+    square = shape[1] / shape[0]
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.shape(image),
         tf.zeros((1, 0, 4)),
         seed=key,
         area_range=(0.08, 1.0),
-        aspect_ratio_range=(3 / 4, 4 / 3),
+        aspect_ratio_range=(3 / 4 * square, 4 / 3 * square),
         min_object_covered=0.0,
         use_image_if_no_bounding_boxes=True,
     )

@@ -149,13 +149,17 @@ class Images:
         """The digest, and what earlier versions had in its place."""
         return self.source.digests()
 
-    def check(self) -> None:
+    def check(self, split: str = "all", count: int | None = None) -> None:
         """Finds that every image can be decoded, where nobody checked that before.
+
+        Args:
+            split: "train", "test" or "all".
+            count: as many of them as `batches` is asked for; None for all.
 
         Raises:
             UserError: if one cannot.
         """
-        self.source.check()
+        self.source.check(split, count)
 
     def train(self, seed: int, first_step: int, steps: int, shard: Shard = WHOLE) -> tf.data.Dataset:
         """Batches `first_step` to `first_step + steps` of the endless shuffled, augmented sequence of this seed."""

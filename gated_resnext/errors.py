@@ -55,6 +55,16 @@ def check_given(*flags: Any) -> None:
             raise UserError(f"--{flag.name} is empty: give it a value or leave it out")
 
 
+def check_local(*flags: Any) -> None:
+    """Raises UserError where what is to be written is not on this machine: a path folds gs://a into the folder gs:."""
+    for flag in flags:
+        if flag.value is not None and "://" in flag.value:
+            raise UserError(
+                f"--{flag.name} is a place on this machine: mount what is elsewhere, or copy it there afterwards. "
+                f"Received: {flag.value}"
+            )
+
+
 def first_line(error: BaseException) -> str:
     """Of what an error says, or its kind, where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
     if DATASET.value and IMAGE_FOLDER.value:
         raise errors.UserError("give one of --dataset=NAME and --image_folder=FOLDER")
     errors.check_given(ENTRY, WORKDIR, MODEL, SAVED_MODEL, DATASET, IMAGE_FOLDER, OUTPUT, DATA_DIR)
+    errors.check_local(OUTPUT)
     dataset = DATASET.value
     if IMAGE_FOLDER.value:
         dataset = of_folder(IMAGE_FOLDER.value)

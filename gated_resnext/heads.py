@@ -83,7 +83,7 @@ def check(
     if classes is not None and not include_top:
         raise UserError(f"features have no classes. Received: include_top=False with classes={classes!r}")
     try:
-        check_head(include_top, pooling, classifier_activation)
+        check_head(include_top, pooling, classifier_activation, classes)
         if seed is not None:
             a_seed(seed)
     except ValueError as error:

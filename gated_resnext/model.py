@@ -86,7 +86,7 @@ class GatedResNeXt(keras.Model):
         if isinstance(connectivity, dict):
             connectivity = Connectivity.from_dict(connectivity)
         _check(architecture, connectivity)
-        check_head(include_top, pooling, classifier_activation)
+        check_head(include_top, pooling, classifier_activation, architecture.classes)
         seed = a_seed(seed)
         with _policy(precision):
             images, outputs = _graph(
@@ -336,9 +336,13 @@ def _check(architecture: Architecture, connectivity: Connectivity | None) -> Non
         )
 
 
-def check_head(include_top: bool, pooling: str | None, classifier_activation: str | None) -> None:
+def check_head(
+    include_top: bool, pooling: str | None, classifier_activation: str | None, classes: int | None = None
+) -> None:
     """Raises ValueError where there is no such head."""
-    keras.activations.get(classifier_activation)
+    check_choice("classifier_activation", classifier_activation, ("softmax", None))
+    if include_top and classes == 1 and classifier_activation == "softmax":
+        raise ValueError("the softmax of one class is always 1: take classes=2, or classifier_activation=None")
     if not isinstance(include_top, bool):
         raise ValueError(f"include_top must be True or False. Received: include_top={include_top!r}")
     check_choice("pooling", pooling, POOLINGS)

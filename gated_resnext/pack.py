@@ -27,6 +27,7 @@ PART_MIB = flags.DEFINE_integer("part_mib", 48, "The most pixels of a file, in M
 def main(argv: list[str]) -> None:
     del argv
     errors.check_given(DATA_DIR, OUTPUT)
+    errors.check_local(OUTPUT)
     if DATASET.value not in PACKED:
         raise errors.UserError(f"dataset must be one of {', '.join(PACKED)}. Received: {DATASET.value!r}")
     from gated_resnext import arrays

@@ -47,6 +47,7 @@ Answer = list[tuple[str, float]]  # label and probability, the most probable fir
 
 def main(argv: list[str]) -> None:
     errors.check_given(ENTRY, WORKDIR, MODEL, SAVED_MODEL, OUTPUT)
+    errors.check_local(OUTPUT)
     sources = {flag.name: flag.value for flag in (ENTRY, WORKDIR, MODEL, SAVED_MODEL)}
     trained.check_one(sources)
     if importlib.util.find_spec("tensorflow") is None:
@@ -120,7 +121,7 @@ def _answered(
     shape, labels = trained.whole_shape(network), _labels(network)
     if shape[2] not in (1, 3):
         raise errors.UserError(f"pictures have 3 channels, or 1 if grey. Received: {network.name}, which takes {shape}")
-    read = sources.reader(Preprocessing(shape, network.resize or max(shape[:2])))
+    read = sources.reader(Preprocessing(shape, network.resize or min(shape[:2])))
     size = min(network.batch, len(pictures))
     logits: bool | None = None
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

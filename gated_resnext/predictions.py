@@ -96,7 +96,7 @@ def _wanted(network: str | GatedResNeXt | Sequence[int], resize: int | None) -> 
     if len(sizes) != 3 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
         raise UserError(f"expected an entry's name, a network or (height, width, channels). Received: {network!r}")
     height, width, channels = map(int, sizes)
-    return (height, width, channels), resize or max(height, width)
+    return (height, width, channels), resize or min(height, width)
 
 
 def _sees_as(own: Architecture, network: Any, sizes: tuple[int, ...]) -> bool:

@@ -92,12 +92,12 @@ def central_crop(image: tf.Tensor, size: tuple[int, int], resize: int | None) ->
         image: (H, W, channels) uint8 of any size. Of one more than `LONGEST` times as long as wide, the ends are left
             out.
         size: height and width of the crop.
-        resize: the shorter side before it, larger where the crop would not fit; None for the longer side of the crop.
+        resize: the shorter side before it, larger where the crop would not fit; None for no larger than it must be.
     """
     image = _without_ends(image)
     shape = tf.cast(tf.shape(image)[:2], tf.float32)
     shorter = tf.reduce_min(shape)
-    target = tf.cast(resize, tf.float32) if resize else tf.cast(max(size), tf.float32)
+    target = tf.cast(resize or min(size), tf.float32)
     fitting = shorter * tf.reduce_max(tf.constant(size, tf.float32) / shape)
     target = tf.where(fitting > 1.00001 * target, fitting, target)  # not by rounding
     scaled = tf.maximum(tf.cast(tf.round(shape * target / shorter), tf.int32), tf.constant(size))

@@ -29,6 +29,7 @@ ZOO = flags.DEFINE_string("zoo", "zoo", "Folder with cards/ and weights/.")
 def main(argv: list[str]) -> None:
     del argv
     errors.check_given(WORKDIR, HARDWARE, ZOO, DATA_DIR)
+    errors.check_local(ZOO)
     from gated_resnext import publication
 
     card = publication.publish(

@@ -115,7 +115,7 @@ class Recipe:
 
     def shorter_side(self, shape: tuple[int, int, int], own: int | None = None) -> int:
         """Of a test picture before its central crop to `shape`: the recipe's, else the one that pictures `own`."""
-        return self.test_resize or own or max(shape[:2])
+        return self.test_resize or own or min(shape[:2])
 
     def scaled(self, factor: float) -> Recipe:
         """The same schedule with every phase longer or shorter by `factor`.

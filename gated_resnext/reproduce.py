@@ -60,6 +60,7 @@ flags.adopt_module_key_flags(training_flags)
 def main(argv: list[str]) -> None:
     del argv
     errors.check_given(DATASET, IMAGE_FOLDER, ENTRY, *training_flags.TEXTS, OUTPUT, HARDWARE, DATA_DIR)
+    errors.check_local(OUTPUT)
     experiment, whole = _of_ones_own() if _is_of_ones_own() else _of_the_paper()
     experiment = reproduction.chosen(experiment, ROWS.value)
     recipe = training_flags.recipe(whole.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -86,7 +87,8 @@ def _builder(info: DatasetInfo, data_dir: str | os.PathLike[str] | None) -> Any:
     except Exception as error:  # tfds raises whatever the network, the disk or a manual folder made it raise
         if not existed:
             _remove_empty(folder)
-        if isinstance(error, OSError) and error.errno is not None and info.name == "optical_digits":
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full and info.name == "optical_digits":
             raise
         reason = shortened(error)
         raise UserError(
@@ -235,7 +237,7 @@ class TfdsSource:
         sequence = sequence.filter(lambda number, row: mine(number))
         return sequence.map(lambda number, row: (number, *row))
 
-    def check(self) -> None:
+    def check(self, split: str = "all", count: int | None = None) -> None:
         """Nothing to find: tensorflow-datasets checked it when it was prepared."""
 
 
@@ -347,8 +349,11 @@ class FolderSource:
 
     def some(self, split: str, count: int) -> tf.data.Dataset:
         """The same of `count` files that stand for all, which are in the order of their classes."""
+        return self._read(self._chosen(split, count))
+
+    def _chosen(self, split: str, count: int | None) -> list[tuple[pathlib.Path, int]]:
         rows = [*self.files["train"], *self.files["test"]] if split == "all" else self.files[split]
-        return self._read([rows[number] for number in spread(count, len(rows))])
+        return rows if count is None else [rows[number] for number in spread(count, len(rows))]
 
     def _read(self, files: Sequence[tuple[pathlib.Path, int]]) -> tf.data.Dataset:
         paths, labels = _tensors(files)
@@ -386,14 +391,18 @@ class FolderSource:
             hashlib.sha256(repr(each).encode("utf-8", "surrogateescape")).hexdigest() for each in (sized, names)
         )
 
-    def check(self) -> None:
+    def check(self, split: str = "all", count: int | None = None) -> None:
         """Decodes every image once, so that a broken one is named before the training and not hours into it.
+
+        Args:
+            split: "train", "test" or "all".
+            count: of those, the ones that `some` gives; None for all.
 
         Raises:
             UserError: if one cannot be decoded.
         """
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            paths = [path for rows in self.files.values() for path, _ in rows]
+            paths = [path for path, _ in self._chosen(split, count)]
             broken = [path for path, whole in zip(paths, pool.map(_decodes, paths), strict=True) if not whole]
         if broken:
             some = ", ".join(str(path) for path in broken[:5]) + (", ..." if len(broken) > 5 else "")

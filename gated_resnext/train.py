@@ -62,6 +62,7 @@ def main(argv: list[str]) -> None:
     del argv
     given = ENTRY, DATASET, IMAGE_FOLDER, *training_flags.TEXTS, WEIGHTS, WIRING, WORKDIR, DATA_DIR
     errors.check_given(*given)
+    errors.check_local(WORKDIR)
     if WEIGHTS.value is not None and (ENTRY.value or WIRING.value):
         raise errors.UserError("--weights says what the network and its wiring are: leave --entry and --wiring out")
     run = _wired(_run_of_the_zoo()) if _is_of_the_zoo() else None

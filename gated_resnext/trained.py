@@ -75,7 +75,7 @@ def of_one(sources: dict[str, str | None], *, dataset: str | None = None, white:
         return of_entry(value)
     if name == "workdir":
         return of_workdir(value)
-    return of_file(value, dataset) if name == "model" else of_saved_model(value, white)
+    return of_file(value, dataset) if name == "model" else of_saved_model(value, white, dataset)
 
 
 def of_entry(name: str) -> Trained:
@@ -117,12 +117,17 @@ def of_file(path: str | os.PathLike[str], dataset: str | None = None) -> Trained
         UserError: if it is not there, is damaged, or holds another kind of model.
     """
     model = model_of(path)
-    shape, classes, info = model.input_shape[1:], model.output_shape[1], DATASETS.get(dataset or "")
-    resize = None
-    if info and info.input_shape == shape:
-        resize = recipes.RECIPES[info.recipe].shorter_side(shape, info.side)
+    shape, classes, resize = model.input_shape[1:], model.output_shape[1], shorter_side(dataset, model.input_shape[1:])
     batch = model.architecture.images_at_once(BATCH) if hasattr(model, "architecture") else BATCH
     return Trained(name_of(path), str(path), model.predict_on_batch, shape, classes, None, None, resize, batch)
+
+
+def shorter_side(dataset: str | None, shape: tuple[int | None, ...]) -> int | None:
+    """Of the test pictures of a data set of the zoo's, for a network that takes its size and does not say more."""
+    info = DATASETS.get(dataset or "")
+    if info is None or info.input_shape != shape:
+        return None
+    return recipes.RECIPES[info.recipe].shorter_side(info.input_shape, info.side)
 
 
 def name_of(path: str | os.PathLike[str]) -> str:
@@ -183,12 +188,13 @@ def _of_model(
     return Trained(name, source, model.predict_on_batch, shape, classes, _names(labels), dataset, resize, batch)
 
 
-def of_saved_model(path: str | os.PathLike[str], white: float = 255.0) -> Trained:
+def of_saved_model(path: str | os.PathLike[str], white: float = 255.0, dataset: str | None = None) -> Trained:
     """A SavedModel folder or a .tflite file; where export.prune_and_save wrote it, with what its receipt says.
 
     Args:
         path: folder or file.
         white: what a white pixel is in its input, where that is of floats.
+        dataset: as `of_file`'s, where no receipt says how pictures become pixels.
 
     Raises:
         UserError: if it cannot be read, or does not map one batch of images to one batch of classes.
@@ -197,10 +203,10 @@ def of_saved_model(path: str | os.PathLike[str], white: float = 255.0) -> Traine
         raise UserError(f"{path} is read by TensorFlow, which is not installed: pip install tensorflow")
     from gated_resnext import interchange
 
-    return of_opened(interchange.opened(path, white))
+    return of_opened(interchange.opened(path, white), dataset)
 
 
-def of_opened(opened: Opened) -> Trained:
+def of_opened(opened: Opened, given: str | None = None) -> Trained:
     """The same of one that was opened already."""
     folder = opened.path if opened.path.is_dir() else opened.path.parent
     receipt = files.read_fields(folder / "receipt.json") if (folder / "receipt.json").is_file() else {}
@@ -214,7 +220,7 @@ def of_opened(opened: Opened) -> Trained:
         opened.classes,
         labels_beside(folder),
         dataset if isinstance(dataset, str) else None,
-        resize if type(resize) is int and resize > 0 else None,
+        resize if type(resize) is int and resize > 0 else shorter_side(given, opened.shape),
     )
 
 
@@ -377,7 +383,7 @@ def evaluate(
     Raises:
         UserError: if an image cannot be decoded, or the network does not take them.
     """
-    images.check()
+    images.check(split, count)
     outputs, classes = evaluation.answers(network.run, images.batches(split, count, network.batch), seen)
     logits = not evaluation.are_probabilities(outputs)
     probabilities = evaluation.softmax(outputs) if logits else outputs

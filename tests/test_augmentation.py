@@ -145,6 +145,25 @@ def test_central_crop_without_a_size_keeps_the_whole_shorter_side(height, width,
     np.testing.assert_allclose(kept, [shorter / height, shorter / width], atol=2 / size)
 
 
+@pytest.mark.parametrize("size", [(32, 64), (50, 20)])
+def test_central_crop_of_a_picture_of_its_size_is_the_picture(size):
+    image = photograph(np.random.default_rng(2), *size)
+    np.testing.assert_array_equal(central_crop(tf.constant(image), size, None), image)
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (24, 96, 3), (80, 20, 3)])
+def test_a_random_crop_has_about_the_proportions_of_the_input(shape):
+    """By a ramp down and one across: how much of each is seen in a row and in a column of what the network gets."""
+    rows, columns = np.mgrid[:240, :240]
+    encoded = tf.io.encode_png(tf.constant(np.stack([rows, columns, 0 * rows], -1).astype(np.uint8)))
+    found = []
+    for seed in range(60):
+        crop = random_resized_crop(encoded, shape, flip=False, seed=(seed, 5)).numpy().astype(float)
+        down, across = np.ptp(crop[..., 0]) / (shape[0] - 1), np.ptp(crop[..., 1]) / (shape[1] - 1)
+        found.append(across / down)
+    assert 0.65 < min(found) < 0.85 and 1.18 < max(found) < 1.5  # 3/4 and 4/3, but for whole pixels
+
+
 @hypothesis.settings(max_examples=25)
 @hypothesis.given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 2**31 - 1))
 def test_the_parts_of_a_batch_are_cropped_as_the_whole(parts, count, step):

@@ -174,6 +174,8 @@ def cases():
     add(DRAW, "workdirs one by one", "--workdir=run", "--workdir=photos")
     add(EXPORT, "formats one by one", f"--entry={K1}", "--formats=tflite", "--formats=saved_model")
     add(EXPORT, "output elsewhere", f"--entry={K1}", "--output=gs://bucket/models")
+    add(EVALUATE, "output elsewhere", f"--entry={K1}", "--output=gs://bucket/evaluation")
+    add(TRAIN, "workdir elsewhere", f"--entry={K1}", "--workdir=gs://bucket/run")
     for result_ in RESULTS:
         add(DRAW, f"result {result_}", f"--workdir=results/{result_}")
     add(DRAW, "output folder", f"--entry={K1}", "--output=photos")

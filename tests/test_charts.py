@@ -142,6 +142,11 @@ def test_the_legend_lies_within_the_picture(names):
         assert axes.get_window_extent(renderer).height > 2 * figure.dpi
 
 
+def test_a_name_that_begins_as_none_of_matplotlibs_has_its_entry(tmp_path):
+    active_blocks_chart({"_mine": [4, 3], "yours": [4, 4]}, 4, tmp_path / "active.svg")
+    assert {"_mine", "yours"} <= {text.strip() for text in Svg(tmp_path / "active.svg").texts}
+
+
 def test_more_lines_than_colours_are_refused(tmp_path):
     series = {f"network {number}": [4, 3] for number in range(9)}
     with pytest.raises(UserError, match="tells 8 lines apart; draw fewer at once. Received: 9"):

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 
+import links
 import pytest
 from test_draw import documented
 
@@ -270,7 +271,6 @@ def handles(process, number):
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")) if DOCS.is_dir() else [])
-def test_links_lead_to_files(page):
-    text = re.sub(r"^```.*?^```$", "", (DOCS / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    for link in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (DOCS / link).is_file(), link
+def test_links_lead_to_files_and_to_headings(page):
+    for link, anchor in links.of_page(DOCS / page):
+        links.check(DOCS / page, link, anchor)

@@ -132,12 +132,17 @@ def test_what_does_not_go_together():
         ({"classes": 3, "include_top": False}, "features have no classes"),
         ({"pooling": "avg"}, "pooling is of features"),
         ({}, "has no classifier to keep: give one with classes=N"),
+        ({"classes": 1}, "the softmax of one class is always 1: take classes=2"),
+        ({"classes": 3, "classifier_activation": "sigmoid"}, "classifier_activation must be one of"),
     ):
         with pytest.raises(UserError, match=message):
             heads.transfer(features, **options)
     for options in ({"include_top": False, "pooling": "mean"}, {"pooling": "max"}, {"include_top": "no"}):
         with pytest.raises(ValueError, match="Received: (pooling|include_top)="):
             GatedResNeXt(SMALL, **options)
+    with pytest.raises(ValueError, match="the softmax of one class"):
+        GatedResNeXt(SMALL.replace(classes=1))
+    assert GatedResNeXt(SMALL.replace(classes=1), classifier_activation=None).output_shape == (None, 1)
 
 
 # Training on

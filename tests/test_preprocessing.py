@@ -83,10 +83,12 @@ def test_other_sizes_are_resized_and_cropped_as_pillow_does(name, height, width)
     assert np.abs(pixels(of(name), image)[0] - expected).max() <= 1
 
 
-@pytest.mark.parametrize(("shape", "resize"), [((48, 48, 3), 32), ((24, 48, 3), 30), ((48, 24, 3), None)])
+@pytest.mark.parametrize(
+    ("shape", "resize"), [((48, 48, 3), 32), ((24, 48, 3), 30), ((48, 24, 3), None), ((20, 24, 3), None)]
+)
 def test_a_crop_that_would_not_fit_keeps_the_pictures_proportions(shape, resize):
     image = picture(40, 60)
-    scale = max((resize or max(shape[:2])) / 40, shape[0] / 40, shape[1] / 60)
+    scale = max((resize or min(shape[:2])) / 40, shape[0] / 40, shape[1] / 60)
     whole = Preprocessing((round(40 * scale), round(60 * scale), 3), round(40 * scale))
     top, left = (whole.shape[0] - shape[0]) // 2, (whole.shape[1] - shape[1]) // 2
     expected = pixels(whole, image)[0][top : top + shape[0], left : left + shape[1]]

@@ -272,6 +272,20 @@ def test_a_form_with_numbers_that_are_none_is_refused(twenty, tmp_path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_forms_are_checked_on_as_many_images_at_once_as_the_network_has_memory_for(twenty, tmp_path, monkeypatch):
+    from export import shipping
+    from gated_resnext.architecture import Architecture
+
+    given = {"saved_model": [], "tflite_int8": []}
+    for name, sizes in given.items():
+        changed(monkeypatch, name, lambda answers, sizes=sizes: sizes.append(len(answers)) or answers)
+    monkeypatch.setattr(Architecture, "images_at_once", lambda self, most: min(7, most))
+    model, probe = twenty
+    probe = probe._replace(samples=probe.images)
+    shipping.ship(model, tmp_path / "out", probe, formats=tuple(given), max_top1_drop=100)
+    assert given == {name: [7, 7, 7] for name in given}
+
+
 def test_an_exact_form_has_the_same_logarithms():
     """Of a thousand classes, all near a thousandth, a twentieth of each is less than the bound of differences."""
     from export import shipping
@@ -281,7 +295,8 @@ def test_an_exact_form_has_the_same_logarithms():
         found = reference * np.where(np.arange(1000) % 2, 1 + off, 1 - off)
         assert np.abs(found - reference).max() < shipping.TOLERANCE
         with contextlib.nullcontext() if fits else pytest.raises(UserError, match=r"logarithms of .* differ by 0\.051"):
-            check = shipping._check("tflite", lambda images, found=found: found, np.zeros((4, 1)), reference, None)
+            proof = shipping.Proof(np.zeros((4, 1)), None, reference, at_once=4, max_top1_drop=0)
+            check = shipping._check("tflite", lambda images, found=found: found, proof)
             assert check["max_difference"] == pytest.approx(off * 1e-3)
 
 

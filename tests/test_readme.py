@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import links
 import pytest
 
 from gated_resnext import zoo
@@ -58,8 +59,8 @@ def test_it_counts_the_networks():
     assert f"lists all {len(zoo.names())}," in README.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8")))
-def test_links_lead_to_files(link):
+@pytest.mark.parametrize(("link", "anchor"), links.of_page(README))
+def test_links_lead_to_files_and_to_headings(link, anchor):
     if not (README.parent / "setup.py").is_file() and not (README.parent / link).exists():
         pytest.skip(f"{link} is in the checkout only, and this is the installed package")
-    assert (README.parent / link).is_file()
+    links.check(README, link, anchor)

@@ -318,6 +318,20 @@ def test_many_broken_images_are_counted_and_the_first_named(tmp_path):
     assert str(error.value) == f"8 of 12 images cannot be decoded; mend or remove them: {some}, ..."
 
 
+def test_only_what_is_to_be_read_is_checked(tmp_path):
+    filled(tmp_path, *(f"{split}/{label}/{i}.png" for split in ("train", "test") for label in "ab" for i in range(4)))
+    (tmp_path / "train" / "b" / "1.png").write_bytes(b"")
+    source = FolderSource(tmp_path)
+    source.check("test")
+    source.check("train", 2)  # of eight the third and the seventh
+    (tmp_path / "train" / "a" / "2.png").write_bytes(b"")
+    for split, some in (("train", None), ("all", None)):
+        with pytest.raises(UserError, match="^2 of "):
+            source.check(split, some)
+    with pytest.raises(UserError, match="^1 of 2 images"):
+        source.check("train", 2)
+
+
 def test_a_file_that_went_away_is_named(tmp_path):
     source = FolderSource(with_images(tmp_path, {}))
     (tmp_path / "b" / "03.png").unlink()

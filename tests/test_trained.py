@@ -115,6 +115,17 @@ def test_a_folder_of_pictures(places, photos, digits_dir):
         assert found.images == 60 and found.labels == tuple(CARD["labels"])
 
 
+@pytest.mark.parametrize(
+    ("dataset", "shape", "resize"),
+    [("imagenet2012", (224, 224, 3), 256), ("imagenet2012", (160, 160, 3), None), (None, (224, 224, 3), None)],
+)
+def test_one_that_says_nothing_of_pictures_takes_those_of_the_data_set_as_its_networks_do(
+    tmp_path, foreign_model, dataset, shape, resize
+):
+    path = foreign_model(tmp_path / "theirs", lambda x: {"y": x[:, 0, 0, :2]}, shape=(None, *shape))
+    assert trained.of_one({"saved_model": str(path)}, dataset=dataset).resize == resize
+
+
 def test_a_saved_model_of_other_making(tmp_path, digits_dir, foreign_model):
     """It knows the digits by one pixel, takes one image of any size at a time, from 0 to 1, and gives logits."""
     path = foreign_model(

@@ -101,10 +101,12 @@ def legend_below(figure: Figure, handles: list[Any], most_columns: int) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    labels = [handle.get_label() for handle in handles]
+    labels = [f" {label}" if label.startswith("_") else label for label in labels]  # which matplotlib would leave out
     renderer = FigureCanvasAgg(figure).get_renderer()
     width, height = figure.get_size_inches()
     for columns in range(min(most_columns, len(handles)), 0, -1):
-        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+        legend = figure.legend(handles=handles, labels=labels, loc="outside lower center", ncols=columns)
         needed = legend.get_window_extent(renderer).width / figure.dpi + 0.2  # inches
         if needed <= width or columns == 1:
             break

@@ -54,6 +54,7 @@ def active_blocks_chart(
             color=canvas.QUIET,
         )
         # Lines that run on top of each other show through: the later ones are thinner.
+        lines = []
         for number, (name, active) in enumerate(series.items()):
             x = np.arange(1, len(active) + 1)
             thin = number / max(1, len(series) - 1)
@@ -62,12 +63,13 @@ def active_blocks_chart(
             )
             line.set_gid(f"series-{number + 1}")
             line.set_clip_on(False)
+            lines.append(line)
         axes.set_xlim(0.6, modules + 0.4)
         axes.set_ylim(0, 1.06 * cardinality)
         axes.set_xticks(range(1, modules + 1, -(-modules // 12)))
         axes.set_yticks(range(0, cardinality + 1, -(-cardinality // 8)))
         axes.grid(axis="y", color=canvas.UNUSED, linewidth=0.6)
-        canvas.legend_below(figure, axes.get_legend_handles_labels()[0], 3)
+        canvas.legend_below(figure, lines, 3)
 
 
 def fan_in_chart(points: Mapping[int, Sequence[float]], path: canvas.Path, *, title: str = "") -> None:
