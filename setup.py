@@ -19,7 +19,7 @@ TEST = [
     *COMPRESS,
     *SERVING,
     "hypothesis>=6.100",
-    "jax>=0.5",  # the same layers on another backend
+    "jax>=0.6",  # the same layers on another backend
     "ipykernel>=6.29",
     "mypy>=1.10",
     "nbclient>=0.10",

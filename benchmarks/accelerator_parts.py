@@ -1,9 +1,8 @@
 """Parts of one module under JAX, each computed in several ways that give the same, for `benchmarks.accelerator`.
 
-A part is a function that gives its inputs and its ways, the first of which is what `gated_resnext` does. Sizes are
-those of the first stage at 32x32: tensors are (blocks, rows, channels), rows being images times pixels. `beside` is the
-same with all blocks' channels in a row, (rows, blocks * channels), where one dense product with zeros between the
-blocks does for all of them.
+A part is a function that gives its inputs and its ways: the first is what `gated_resnext` does on a CPU, and where one
+says "as on accelerators", that is what it does there. Sizes are those of the first stage at 32x32: tensors are (blocks,
+rows, channels), rows being images times pixels.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 from jax import numpy as jnp
+
+from gated_resnext import layers, products
 
 Tensor = Any
 Ways = dict[str, Callable[..., Any]]
@@ -80,7 +81,11 @@ def gate_gradient(sizes: Sizes) -> tuple[tuple[Tensor, ...], Ways]:
         a, b = (wide.reshape(sizes.blocks, -1) for wide in (gradient, y))
         return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=FLOAT32)
 
-    ways = {"one product": product, "128 pieces": in_pieces(128), "1024 pieces": in_pieces(1024)}
+    def accelerated(gradient: Tensor, y: Tensor) -> Tensor:
+        a, b = (wide.reshape(sizes.blocks, -1).T[None] for wide in (gradient, y))
+        return products.in_pieces(a, b)[0]
+
+    ways = {"one product": product, "as on accelerators": accelerated, "128 pieces": in_pieces(128)}
     return (sizes.wide(1), sizes.wide(2)), ways
 
 
@@ -90,11 +95,8 @@ def kernel_gradient(sizes: Sizes) -> tuple[tuple[Tensor, ...], Ways]:
     def product(dh: Tensor, x: Tensor) -> Tensor:
         return dh.transpose(0, 2, 1) @ x
 
-    def in_pieces(dh: Tensor, x: Tensor, pieces: int = 64) -> Tensor:
-        a, b = (tensor.reshape(sizes.blocks, pieces, -1, tensor.shape[2]) for tensor in (dh, x))
-        return jnp.einsum("jprw,jprf->jpwf", a, b, preferred_element_type=FLOAT32).sum(1).astype(sizes.dtype)
-
-    return (sizes.narrow(1), sizes.wide(2)), {"a product a block": product, "64 pieces": in_pieces}
+    ways = {"a product a block": product, "as on accelerators": products.in_pieces}
+    return (sizes.narrow(1), sizes.wide(2)), ways
 
 
 def covariance(sizes: Sizes) -> tuple[tuple[Tensor, ...], Ways]:
@@ -104,9 +106,8 @@ def covariance(sizes: Sizes) -> tuple[tuple[Tensor, ...], Ways]:
         h = h.astype(FLOAT32)
         return h.transpose(0, 2, 1) @ h
 
-    def in_pieces(h: Tensor, pieces: int = 64) -> Tensor:
-        h = h.astype(FLOAT32).reshape(sizes.blocks, pieces, -1, sizes.width)
-        return jnp.einsum("jprw,jprv->jpwv", h, h).sum(1)
+    def accelerated(h: Tensor) -> Tensor:
+        return products.in_pieces(h.astype(FLOAT32), h.astype(FLOAT32))
 
     def sums(h: Tensor) -> Tensor:
         h = h.astype(FLOAT32)
@@ -117,8 +118,8 @@ def covariance(sizes: Sizes) -> tuple[tuple[Tensor, ...], Ways]:
         dense = lax.dot_general(row, row, (((0,), (0,)), ((), ())), preferred_element_type=FLOAT32)
         return jnp.einsum("jwjv->jwv", dense.reshape(2 * (sizes.blocks, sizes.width)))
 
-    ways = {"a float32 product a block": product, "64 pieces": in_pieces, "sums": sums, "one dense product": beside}
-    return (sizes.narrow(1),), ways
+    ways = {"a float32 product a block": product, "as on accelerators": accelerated, "sums": sums}
+    return (sizes.narrow(1),), {**ways, "one dense product": beside}
 
 
 def widening(sizes: Sizes) -> tuple[tuple[Tensor, ...], Ways]:
@@ -135,7 +136,10 @@ def widening(sizes: Sizes) -> tuple[tuple[Tensor, ...], Ways]:
     def sums(h: Tensor, kernel: Tensor, shift: Tensor, x: Tensor) -> Tensor:
         return x + shift + sum(h[..., i, None] * kernel[:, i, None] for i in range(sizes.width))
 
-    kernel, shift = sizes.random(2, sizes.blocks, sizes.width, sizes.filters), sizes.random(3, sizes.blocks, 1, 64)
+    kernel, shift = (
+        sizes.random(2, sizes.blocks, sizes.width, sizes.filters),
+        sizes.random(3, sizes.blocks, 1, sizes.filters),
+    )
     to_a_multiple_of_eight = 8 - sizes.width % 8
     ways = {"a column more": padded(1), "columns to a multiple of 8": padded(to_a_multiple_of_eight), "sums": sums}
     return (sizes.narrow(1), kernel, shift, sizes.wide(4)), ways
@@ -181,10 +185,9 @@ def convolutions(sizes: Sizes) -> tuple[tuple[Tensor, ...], Ways]:
         return back(convolved(beside(h), kernel.transpose(1, 2, 3, 0, 4).reshape(3, 3, width, -1), blocks))
 
     def dense(h: Tensor, kernel: Tensor) -> Tensor:
-        between = jnp.einsum("jhwio,jk->hwjiko", kernel, jnp.eye(blocks, dtype=sizes.dtype))
-        return back(convolved(beside(h), between.reshape(3, 3, blocks * width, blocks * width)))
+        return layers.convolved_as_one(h, kernel, 1, "same")
 
-    ways = {"apart": apart, "grouped": grouped, "dense": dense}
+    ways = {"apart": apart, "grouped": grouped, "dense, as on accelerators": dense}
     return (h, kernel), {name: differentiated(way) for name, way in ways.items()}
 
 

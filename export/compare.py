@@ -87,7 +87,7 @@ def _images(models: tuple[Opened, Opened]) -> tuple[np.ndarray, np.ndarray | Non
     name = of_folder(IMAGE_FOLDER.value) if IMAGE_FOLDER.value else IMAGES_FROM.value
     info = DATASETS.get(name)
     input_shape = comparison.image_shape(models, info.input_shape) if info else comparison.image_shape(models)
-    networks = [trained.of_opened(model, name) for model in models]
+    networks = [trained.of_opened(model) for model in models]
     resize = next((network.resize for network in networks if network.resize), trained.shorter_side(name, input_shape))
     found = trained.images_for(networks[0]._replace(shape=input_shape, resize=resize), name, DATA_DIR.value)
     trained.check_classes(networks[1], name, found.labels)

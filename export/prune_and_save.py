@@ -127,6 +127,8 @@ def main(argv: list[str]) -> None:
     network = trained.Trained(name, name, model.predict_on_batch, shape, classes, labels, dataset, recipe.test_resize)
     network = network._replace(digest=said.get("images_digest"))
     resize = said.get("resize")
+    if recipe.crop == "resized" and type(resize) is int and resize > 0:  # as the training wrote it down
+        recipe = dataclasses.replace(recipe, test_resize=resize)
     probe, preprocessing, images = _probe(network, dataset, recipe, shape, resize)
     shipped = shipping.ship(
         model,

@@ -38,6 +38,8 @@ OUTPUT = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     del argv
+    errors.check_given(OUTPUT)
+    errors.check_local(OUTPUT)
     subjects = [*map(Subject.of_workdir, WORKDIR.value), *map(Subject.of_entry, ENTRY.value)]
     subjects += map(Subject.of_file, MODEL.value)
     if not subjects:

@@ -10,7 +10,6 @@ import math
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 LEAST = 4096  # numbers of a row: it is that long or a power of two, so that few programs do for all kernels
@@ -35,7 +34,7 @@ class _Row(keras.initializers.Initializer):
     def __call__(self, shape: Any, dtype: Any = None) -> Any:
         size = math.prod(shape)
         row = super().__call__((max(LEAST, 1 << max(0, size - 1).bit_length()),), dtype)
-        return ops.convert_to_tensor(np.asarray(row)[:size].reshape(shape))
+        return ops.convert_to_tensor(ops.convert_to_numpy(row)[:size].reshape(shape))
 
 
 @keras.saving.register_keras_serializable("gated_resnext")

@@ -204,19 +204,19 @@ class BranchConv3x3(keras.layers.Layer):
         padding = "same"
         if self.stride != 1:  # "same" pads only right and bottom here (docs/deviations.md, row 7b)
             x, padding = ops.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0))), "valid"
-        way = _convolved_as_one if accelerated() and self.filters <= MOST_AS_ONE else _convolved_apart
+        way = convolved_as_one if accelerated() and self.filters <= MOST_AS_ONE else convolved_apart
         y = way(x, ops.convert_to_tensor(self.kernel), self.stride, padding)
         rows = ops.reshape(y, (self.branches, -1, self.filters))
         return ops.reshape(self.norm.normalized(rows, training, self.synchronized), ops.shape(y))
 
 
-def _convolved_apart(x: Tensor, kernel: Tensor, stride: int, padding: str) -> Tensor:
+def convolved_apart(x: Tensor, kernel: Tensor, stride: int, padding: str) -> Tensor:
     """J plain convolutions: on 2 CPU cores faster in training than one grouped one, which needs the channels last."""
     pairs = zip(ops.unstack(x, x.shape[0]), ops.unstack(kernel, x.shape[0]), strict=True)
     return ops.stack([ops.conv(branch, one, stride, padding, data_format=LAST) for branch, one in pairs])
 
 
-def _convolved_as_one(x: Tensor, kernel: Tensor, stride: int, padding: str) -> Tensor:
+def convolved_as_one(x: Tensor, kernel: Tensor, stride: int, padding: str) -> Tensor:
     """The same as one dense convolution with zeros between the blocks: accelerators have arithmetic to spare."""
     blocks, channels, filters = x.shape[0], x.shape[-1], kernel.shape[-1]
     beside = ops.reshape(ops.transpose(x, (1, 2, 3, 0, 4)), (*ops.shape(x)[1:4], blocks * channels))

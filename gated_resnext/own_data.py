@@ -62,6 +62,8 @@ def run_of(
     changes = {"classes": info.classes, **(fields or {})}
     if not info.streamed:
         changes.setdefault("input_shape", info.input_shape)
+    if info.classes < 2:
+        raise UserError(f"{dataset} has one class: there is nothing to tell apart")
     if changes["classes"] != info.classes:
         raise UserError(f"{dataset} has {info.classes} classes. Received: classes={changes['classes']!r}")
     if wiring == "full" and "cardinality" in changes:

@@ -30,7 +30,7 @@ def accelerated() -> bool:
 def over_rows(a: Tensor, b: Tensor) -> Tensor:
     """a' b, (J, rows, m) and (J, rows, n) to (J, m, n), in their dtype; on an accelerator summed in float32."""
     if accelerated():
-        return ops.cast(_in_pieces(a, b), a.dtype)
+        return ops.cast(in_pieces(a, b), a.dtype)
     return ops.matmul(ops.transpose(a, (0, 2, 1)), b)
 
 
@@ -41,7 +41,7 @@ def of_rows(a: Tensor, b: Tensor) -> Tensor:
     rounded to 16 bits before that, the rest of their gradient would be lost in it.
     """
     if accelerated():
-        return _in_pieces(ops.transpose(a)[None], ops.transpose(b)[None])[0]
+        return in_pieces(ops.transpose(a)[None], ops.transpose(b)[None])[0]
     if backend.backend() == "jax" and backend.standardize_dtype(a.dtype) != "float32":
         from jax import lax, numpy
 
@@ -63,7 +63,7 @@ def pointwise(x: Tensor, kernel: Tensor) -> tuple[Tensor, Any]:
     return ops.matmul(x, kernel), grad
 
 
-def _in_pieces(a: Tensor, b: Tensor) -> Tensor:
+def in_pieces(a: Tensor, b: Tensor) -> Tensor:
     """`over_rows` under JAX, float32."""
     from jax import lax, numpy
 

@@ -171,6 +171,7 @@ def cases():
             add(module, run, f"--workdir=workdirs/{run}", "--output=out.svg")
     for flags in (["--entry="], ["--workdir="], [f"--entry={K1}", "--output="]):
         add(EXPORT, f"empty {flags[-1]}", *flags)
+    add(DRAW, "output elsewhere", f"--entry={K1}", "--output=gs://bucket/wiring.svg")
     add(DRAW, "workdirs one by one", "--workdir=run", "--workdir=photos")
     add(EXPORT, "formats one by one", f"--entry={K1}", "--formats=tflite", "--formats=saved_model")
     add(EXPORT, "output elsewhere", f"--entry={K1}", "--output=gs://bucket/models")

@@ -179,7 +179,7 @@ def test_accelerator(run_python, tmp_path):
     assert list(found) == [*parts, *names]
     convolutions = "one module, 3x3, forward and backward, width 4, "
     assert done.stdout.count("No kernel of a GPU was seen") == len(names)
-    assert [name.removeprefix(convolutions) for name in parts[-3:]] == ["apart", "grouped", "dense"]
+    assert [name.removeprefix(convolutions) for name in parts[-3:]] == ["apart", "grouped", "dense, as on accelerators"]
     assert found[names[0]].get_metadata()["precision"] == "float32"
 
 

@@ -27,5 +27,5 @@ def test_rows_of_a_file_written_under_jax_are_drawn_on_any_backend(row, shape):
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(row))
     drawn = keras.ops.convert_to_numpy(again(shape))
     assert drawn.shape == shape and drawn.dtype == np.float32
-    assert np.unique(drawn).size == drawn.size
+    assert np.unique(drawn).size > 0.99 * drawn.size  # chance alone makes two alike
     np.testing.assert_array_equal(drawn, row(shape))

@@ -10,6 +10,8 @@ import sys
 import numpy as np
 import pytest
 
+from gated_resnext import layers
+
 pytest.importorskip("jax", reason="jax is not installed")
 
 BEGIN = """
@@ -124,3 +126,14 @@ def test_an_accelerator_computes_the_same_loss_and_gradients(of_networks, networ
     for name in names:
         assert distance(found[f"gpu/{name}"], found[f"cpu/{name}"]) < 1e-4, name
     assert any((found[f"gpu/{name}"] != found[f"cpu/{name}"]).any() for name in names), "it computed in the same way"
+
+
+@pytest.mark.parametrize(("blocks", "channels", "filters"), [(1, 4, 4), (3, 4, 4), (5, 3, 7)])
+@pytest.mark.parametrize(("stride", "padding"), [(1, "same"), (2, "valid")])
+def test_one_dense_convolution_is_that_of_each_block(blocks, channels, filters, stride, padding):
+    """On any backend; here TensorFlow's, whose whole numbers are exact."""
+    rng = np.random.default_rng(blocks)
+    x = rng.integers(-3, 4, (blocks, 2, 7, 5, channels)).astype(np.float32)
+    kernel = rng.integers(-3, 4, (blocks, 3, 3, channels, filters)).astype(np.float32)
+    found = layers.convolved_as_one(x, kernel, stride, padding)
+    np.testing.assert_array_equal(found, layers.convolved_apart(x, kernel, stride, padding))
