@@ -268,7 +268,7 @@ class MultiBranchModule(keras.layers.Layer):
 
     Example:
 
-    >>> MultiBranchModule(blocks=4, width=2, filters=16)(np.ones((1, 8, 8, 3))).shape
+    >>> MultiBranchModule(blocks=4, width=2, filters=16)(ops.ones((1, 8, 8, 3))).shape
     TensorShape([4, 1, 8, 8, 16])
 
     Reference:
