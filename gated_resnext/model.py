@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from gated_resnext import files
 from gated_resnext.aggregation import BranchMean, GatedAggregation
 from gated_resnext.architecture import STEMS, Architecture
 from gated_resnext.branches import GatedBranches
@@ -226,6 +227,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     if not os.path.isfile(path):
         raise UserError(f"there is no file {path}")
     try:
+        files.check_archive(path)
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # zip, HDF5 and Keras each have their own for a damaged file
         raise UserError(f"{path} does not hold a network: {first_line(error)}") from error

@@ -47,6 +47,7 @@ def read(model: GatedResNeXt, path: pathlib.Path, own: Architecture, new_head: b
 
     try:
         if path.suffix == ".keras":
+            files.check_archive(path)
             loaded = keras.saving.load_model(path, compile=False)
             if not isinstance(loaded, GatedResNeXt):
                 raise ValueError("it holds another network")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -338,3 +339,17 @@ def test_a_member_that_is_said_to_be_compressed_is_damage(tmp_path, method):
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.npz is damaged and cannot be read"):
         files.read_arrays(tmp_path / "a.npz")
+
+
+def test_an_archive_of_another_checksum_is_damaged_however_it_will_be_read(tmp_path):
+    path = tmp_path / "model.keras"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model.weights.h5", 100 * b"weights")
+    files.check_archive(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"weightsweights") + 20] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(zipfile.BadZipFile, match=r"^model\.weights\.h5 has another checksum$"):
+        files.check_archive(path)
+    path.write_bytes(b"no archive")
+    files.check_archive(path)
