@@ -191,8 +191,8 @@ def _in_turns(calls: Mapping[str, Callable[..., Any]], inputs: tuple[Any, ...]) 
 
 
 def _calls() -> int:
-    """To one wait: few where the work is small, as where this is tried on a CPU."""
-    return 20 if MEBI.value >= 256 else 2
+    """To one wait: one where the work is small, as where this is tried on a CPU, which may compute two at once."""
+    return 20 if MEBI.value >= 256 else 1
 
 
 def _seconds(call: Callable[[], Any]) -> float:
