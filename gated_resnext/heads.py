@@ -50,13 +50,8 @@ def transfer(
     if classifier_activation == "auto":
         kept = include_top and classes is None
         classifier_activation = model.classifier_activation if kept else "softmax"
-    check(
-        classes or model.architecture.classes if include_top else classes,
-        include_top,
-        pooling,
-        classifier_activation,
-        seed,
-    )
+    told_apart = model.architecture.classes if include_top and classes is None else classes
+    check(told_apart, include_top, pooling, classifier_activation, seed)
     if include_top and classes is None and not model.include_top:
         raise UserError(f"{model.name} has no classifier to keep: give one with classes=N, or include_top=False")
     changes = {} if classes is None else {"classes": classes}
